@@ -1,0 +1,54 @@
+"""What every source of slices offers, and the one error that bad data raises."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+
+class DataError(ValueError):
+    """The data cannot be used; the message names the file, what was found, what was expected and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One slice, as its source names it.
+
+    Attributes:
+      name: unique within the source, without extension, for example `TCGA_CS_4941_19960909_12`.
+      patient: the patient the slice belongs to, for example `TCGA_CS_4941_19960909`; empty where the name tells none.
+      slice: position of the slice in the patient's volume.
+      site: the institution that acquired it (`CS`, `DU`, ...), empty where unknown.
+      subset: `"train"` or `"test"` where folders fix the split, else empty.
+    """
+
+    name: str
+    patient: str
+    slice: int
+    site: str = ""
+    subset: str = ""
+
+
+class Source(Protocol):
+    """Slices with their masks, in a fixed order, addressed by index.
+
+    Attributes:
+      kind: `"kaggle_3m"`, `"folders"` or `"synthetic"`.
+      title: one line that is printed, saved with every run and shown on every figure.
+      notes: what was ignored or looked odd, one sentence each.
+      records: the slices, sorted by patient, slice and name.
+    """
+
+    kind: str
+    title: str
+    notes: Sequence[str]
+    records: Sequence[Record]
+
+    def fingerprint(self) -> str:
+        """Returns a sha256 hex digest of names, bytes and decoding options; independent of where the files lie."""
+        ...
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns image `uint8[H, W, C]` and mask `uint8[H, W, 1]` in {0, 1}; raises `DataError`."""
+        ...

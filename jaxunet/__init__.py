@@ -1,0 +1,25 @@
+"""Brain-tumour segmentation in pure JAX: arrays in, arrays out.
+
+Importing this package initialises no device, parses no flag and changes no global state.
+"""
+
+from jaxunet import checkpoint, layers, losses, metrics, sharding, step
+from jaxunet.model import UNet
+from jaxunet.step import TrainState, eval_step, init_state, predict_step, train_step
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "TrainState",
+    "UNet",
+    "checkpoint",
+    "eval_step",
+    "init_state",
+    "layers",
+    "losses",
+    "metrics",
+    "predict_step",
+    "sharding",
+    "step",
+    "train_step",
+]

@@ -1,0 +1,210 @@
+"""Saving and restoring: numbered checkpoints through orbax, and weights alone in one file.
+
+A checkpoint is a directory named by its step. It holds a pytree of arrays and a JSON record: the format version, the
+shape and dtype of every leaf, and what the caller adds. It appears under its name only when it is complete, so a
+process killed while saving leaves the previous checkpoints and no half one.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+FORMAT = 1
+"""Version of the checkpoint format; another one is refused."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written or read; the message names the path, what was found and what was expected."""
+
+    exit_code = 4
+
+
+class Checkpoints:
+    """A directory of numbered checkpoints, of which the newest are kept.
+
+    Args:
+      directory: created if missing.
+      keep: how many of the newest to keep; older ones, all written by this class, are removed after a save.
+    """
+
+    def __init__(self, directory: str | Path, *, keep: int) -> None:
+        self.directory = Path(directory).absolute()
+        self.keep = keep
+        self._orbax = ocp.training.Checkpointer(
+            self.directory,
+            save_decision_policy=_Always(),
+            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            cleanup_tmp_directories=True,
+        )
+
+    @property
+    def latest(self) -> int | None:
+        """Step of the newest complete checkpoint, None if there is none."""
+        newest = self._orbax.latest
+        return None if newest is None else newest.step
+
+    def save(self, step: int, tree: Any, record: Mapping[str, Any]) -> None:
+        """Saves a checkpoint and returns when it is complete on disk; a step that is there already is kept.
+
+        Args:
+          step: its number.
+          tree: pytree of arrays; every process of a distributed run calls this.
+          record: what JSON can hold, kept beside the arrays.
+
+        Raises:
+          CheckpointError: it could not be written, for example on a full disk; older checkpoints are intact.
+        """
+        metadata = {"format": FORMAT, "leaves": describe(tree), "record": json.loads(json.dumps(dict(record)))}
+        if any(saved.step == step for saved in self._orbax.checkpoints):
+            return  # a resumed run reaches the same step with the same arrays
+        try:
+            self._orbax.save(step, tree, custom_metadata=metadata, force=True)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"checkpoint {step} was not saved in {self.directory}: {error} "
+                f"(it needs {megabytes(tree):.0f} MB, {free_megabytes(self.directory):.0f} MB are free)"
+            ) from error
+
+    def restore(self, abstract: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
+        """Restores a checkpoint.
+
+        Args:
+          abstract: pytree of `jax.ShapeDtypeStruct` with shardings (or of arrays), as it was saved.
+          step: its number; None takes the newest.
+
+        Returns:
+          The tree, placed as `abstract` says, and the record.
+
+        Raises:
+          CheckpointError: there is none, it is damaged or of another format version, or a leaf has another shape or
+            dtype.
+        """
+        record = self.record(step)
+        step = self.latest if step is None else step
+        try:
+            self._compare(abstract, self._metadata(step)["leaves"], step)
+            return self._orbax.load(step, abstract), record
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"checkpoint {step} in {self.directory} cannot be read: {error}") from error
+
+    def record(self, step: int | None = None) -> dict[str, Any]:
+        """Reads the JSON record of a checkpoint without its arrays; raises CheckpointError as `restore`."""
+        step = self.latest if step is None else step
+        if step is None:
+            raise CheckpointError(f"no checkpoint in {self.directory}: train first, or name another --run_dir")
+        return self._metadata(step)["record"]
+
+    def close(self) -> None:
+        """Releases orbax's threads."""
+        self._orbax.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _metadata(self, step: int | None) -> dict[str, Any]:
+        try:
+            metadata = self._orbax.metadata(step).custom_metadata
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"checkpoint {step} in {self.directory} cannot be read: {error}") from error
+        found = metadata.get("format") if isinstance(metadata, dict) else None
+        if found != FORMAT:
+            raise CheckpointError(
+                f"checkpoint {step} in {self.directory} has format version {found}; "
+                f"this version of jaxunet reads {FORMAT}"
+            )
+        return metadata
+
+    def _compare(self, abstract: Any, saved: Mapping[str, Any], step: int | None) -> None:
+        expected = describe(abstract)
+        problems = [f"{leaf} is missing" for leaf in sorted(expected.keys() - saved.keys())]
+        problems += [f"{leaf} is unknown" for leaf in sorted(saved.keys() - expected.keys())]
+        problems += [
+            f"{leaf} is {saved[leaf]}, expected {expected[leaf]}"
+            for leaf in sorted(expected.keys() & saved.keys())
+            if list(saved[leaf]) != list(expected[leaf])
+        ]
+        if problems:
+            more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+            raise CheckpointError(
+                f"checkpoint {step} in {self.directory} does not fit the model: {'; '.join(problems[:5])}{more}"
+            )
+
+
+class _Always:
+    """The caller decides when to save."""
+
+    def should_save(self, *_: Any, **__: Any) -> bool:
+        return True
+
+
+def describe(tree: Any) -> dict[str, list[Any]]:
+    """Maps the path of each leaf to its shape and dtype, `{"params/head/bias": [[1], "float32"]}`."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): [list(leaf.shape), str(leaf.dtype)]
+        for path, leaf in leaves
+    }
+
+
+def abstract_like(tree: Any, sharding: jax.sharding.Sharding) -> Any:
+    """Shapes and dtypes of `tree`, all with one sharding: what `Checkpoints.restore` takes."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+
+def megabytes(tree: Any) -> float:
+    """Size of the arrays of a tree in MB (10^6 bytes)."""
+    return sum(np.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree)) / 1e6
+
+
+def free_megabytes(path: Path) -> float:
+    """Free space where `path` is, or will be, in MB."""
+    existing = next(p for p in [path, *path.parents] if p.exists())
+    return shutil.disk_usage(existing).free / 1e6
+
+
+def save_weights(path: str | Path, params: Any) -> None:
+    """Writes the parameters to one `.npz` file, a float32 array named `encoder0_conv1/kernel` for each leaf.
+
+    The file appears under its name only when it is complete.
+    """
+    path = Path(path)
+    arrays = {
+        jax.tree_util.keystr(keys, simple=True, separator="/"): np.asarray(leaf)
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def load_weights(path: str | Path) -> dict[str, Any]:
+    """Reads what `save_weights` wrote, as the nested dict that `UNet.apply({"params": ...})` takes.
+
+    Raises:
+      CheckpointError: the file is missing, damaged or no file of arrays.
+    """
+    params: dict[str, Any] = {}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            for name in arrays.files:
+                *layers, leaf = name.split("/")
+                node = params
+                for layer in layers:
+                    node = node.setdefault(layer, {})
+                node[leaf] = arrays[name]
+    except (OSError, ValueError, EOFError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{path} holds no weights: {error}") from error
+    return params

@@ -1,0 +1,55 @@
+"""One mesh axis, `"data"`: batches are split over all devices, parameters are copied to each."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Builds the 1-D `("data",)` mesh over all devices of all processes (or the given ones).
+
+    The axis type is Auto, so the compiler places the collectives and a loss over the global batch stays one global
+    loss; `jax.make_mesh` would give explicit axes. Devices are ordered by process, so that each process holds
+    contiguous rows.
+    """
+    devices = sorted(jax.devices() if devices is None else devices, key=lambda d: (d.process_index, d.id))
+    return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+
+
+def split_rows(mesh: Mesh) -> NamedSharding:
+    """Sharding of a batch: the first axis is split over the devices."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Sharding of parameters and scalars: a copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Puts this process's rows of a batch on its devices; together the processes hold one global batch.
+
+    Args:
+      batch: NumPy arrays, the first axis being this process's share of the global batch.
+      mesh: the mesh of `make_mesh`.
+
+    Returns:
+      Global arrays, `[process_count * rows, ...]`, split over the mesh.
+
+    Raises:
+      ValueError: the rows do not divide among this process's devices.
+    """
+    local_devices = len(mesh.local_devices)
+    for name, rows in batch.items():
+        if len(rows) % local_devices:
+            raise ValueError(f"batch[{name!r}] has {len(rows)} rows, which do not divide among {local_devices} devices")
+    sharding = split_rows(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Puts a copy of every leaf on every device of the mesh; every process passes the same values."""
+    return jax.device_put(tree, replicated(mesh))

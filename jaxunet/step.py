@@ -1,0 +1,170 @@
+"""The pure steps of training, evaluation and prediction, and the one place where they are compiled.
+
+A step knows nothing of names or files: it is handed a model, an optimizer and a loss. Everything random is a function
+of (seed, step), so nothing random is stored and a resumed run repeats the uninterrupted one.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax import Array
+from jax.sharding import Mesh
+
+from jaxunet.metrics import PixelSums, pixel_sums
+from jaxunet.sharding import replicated, split_rows
+
+Batch = Mapping[str, Array]
+Loss = Callable[..., Array]
+
+
+class TrainState(struct.PyTreeNode):
+    """What training changes.
+
+    Attributes:
+      step: int32 scalar, finished training steps.
+      params: the network's parameters, float32.
+      opt_state: the optimizer's state.
+      apply_fn: the network's `apply`, static.
+      tx: the optimizer, static.
+    """
+
+    step: Array
+    params: Any
+    opt_state: optax.OptState
+    apply_fn: Callable[..., Any] = struct.field(pytree_node=False)
+    tx: optax.GradientTransformation = struct.field(pytree_node=False)
+
+
+def init_state(
+    model: nn.Module, tx: optax.GradientTransformation, *, seed: int, image_shape: tuple[int, int, int]
+) -> TrainState:
+    """Initialises parameters and optimizer.
+
+    Args:
+      model: the network.
+      tx: the optimizer.
+      seed: of the parameters; the same seed gives the same parameters on any number of devices.
+      image_shape: `(H, W, C)` of one image.
+
+    Returns:
+      The state at step 0.
+    """
+    images = jnp.zeros((1, *image_shape), jnp.uint8)
+    params = model.init(jax.random.key(seed), images)["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params), apply_fn=model.apply, tx=tx
+    )
+
+
+def train_step(state: TrainState, batch: Batch, *, loss: Loss, seed: int) -> tuple[TrainState, dict[str, Any]]:
+    """One step of gradient descent on the global batch.
+
+    A loss or gradient that is not finite leaves the state exactly as it was, its step count included.
+
+    Args:
+      state: parameters and optimizer.
+      batch: `"image"` uint8 `[B, H, W, C]`, `"mask"` uint8 `[B, H, W, K]` in {0, 1}, `"weight"` float32 `[B]`.
+      loss: `(logits, masks, *, weight)`, or a plain `(logits, masks)`, to a scalar over the global batch.
+      seed: of dropout, which depends on (seed, step) only.
+
+    Returns:
+      The new state, and `"loss"`, `"grad_norm"`, `"finite"` (scalars) and `"sums"` (`PixelSums`, a row an image).
+    """
+    dropout = jax.random.fold_in(jax.random.key(seed), state.step)
+    loss = with_weight(loss)
+
+    def objective(params: Any) -> tuple[Array, Array]:
+        logits = state.apply_fn({"params": params}, batch["image"], train=True, rngs={"dropout": dropout})
+        return loss(logits, batch["mask"], weight=batch["weight"]), logits
+
+    (value, logits), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+    grad_norm = optax.global_norm(grads)
+    finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
+    updates, opt_state = state.tx.update(grads, state.opt_state, state.params)
+    updated = state.replace(step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state)
+    state = jax.tree.map(partial(jnp.where, finite), updated, state)
+    sums = pixel_sums(logits, batch["mask"], weight=batch["weight"])
+    return state, {"loss": value, "grad_norm": grad_norm, "finite": finite, "sums": sums}
+
+
+def eval_step(
+    params: Any, batch: Batch, *, apply_fn: Callable[..., Array], loss: Loss, rows: int, threshold: float = 0.5
+) -> tuple[Array, PixelSums]:
+    """Loss and sums of one batch, without dropout.
+
+    Args:
+      params: the network's parameters.
+      batch: as in `train_step`; rows of weight 0 are padding, at the end of the batch.
+      apply_fn: the network's `apply`.
+      loss: as in `train_step`; one that takes no weight is given the first `rows` rows only.
+      rows: rows that are no padding, static.
+      threshold: of the counts, on probabilities.
+
+    Returns:
+      The loss, a scalar, and `PixelSums` with a row an image (zero for padding).
+    """
+    logits = apply_fn({"params": params}, batch["image"])
+    value = with_weight(loss, rows)(logits, batch["mask"], weight=batch["weight"])
+    return value, pixel_sums(logits, batch["mask"], weight=batch["weight"], threshold=threshold)
+
+
+def predict_step(params: Any, images: Array, *, apply_fn: Callable[..., Array]) -> Array:
+    """Probabilities, float32 `[B, H, W, K]`, of images `[B, H, W, C]` with values 0..255."""
+    return jax.nn.sigmoid(apply_fn({"params": params}, images))
+
+
+def with_weight(loss: Loss, rows: int | None = None) -> Loss:
+    """Gives a plain `(logits, masks) -> scalar` the `weight` argument; a loss that has it is returned as it is.
+
+    A plain loss cannot leave padding out, so it is shown the first `rows` rows only (all of them if None).
+    """
+    if "weight" in inspect.signature(loss).parameters:
+        return loss
+    return lambda logits, masks, *, weight=None: loss(logits[:rows], masks[:rows])
+
+
+def compile_train_step(mesh: Mesh, *, loss: Loss, seed: int) -> Callable[[TrainState, Batch], tuple[TrainState, Any]]:
+    """Compiles `train_step` over the mesh: state replicated and donated, batch split, metrics replicated."""
+    return jax.jit(
+        partial(train_step, loss=loss, seed=seed),
+        in_shardings=(replicated(mesh), split_rows(mesh)),
+        out_shardings=replicated(mesh),
+        donate_argnums=0,
+    )
+
+
+def compile_eval_step(
+    mesh: Mesh, *, apply_fn: Callable[..., Array], loss: Loss, threshold: float = 0.5
+) -> Callable[..., tuple[Array, PixelSums]]:
+    """Compiles `eval_step` over the mesh, as a function of `(params, batch, *, rows)`.
+
+    A loss that takes `weight` compiles once; a plain one compiles again for a last batch with padding.
+    """
+    weighted = "weight" in inspect.signature(loss).parameters
+    compiled = jax.jit(
+        partial(eval_step, apply_fn=apply_fn, loss=loss, threshold=threshold),
+        in_shardings=(replicated(mesh), split_rows(mesh)),
+        out_shardings=replicated(mesh),
+        static_argnames="rows",
+    )
+
+    def step(params: Any, batch: Batch, *, rows: int) -> tuple[Array, PixelSums]:
+        return compiled(params, batch, rows=0 if weighted else rows)
+
+    return step
+
+
+def compile_predict_step(mesh: Mesh, *, apply_fn: Callable[..., Array]) -> Callable[[Any, Array], Array]:
+    """Compiles `predict_step` over the mesh, as a function of `(params, images)`; images and result are split."""
+    return jax.jit(
+        partial(predict_step, apply_fn=apply_fn),
+        in_shardings=(replicated(mesh), split_rows(mesh)),
+        out_shardings=split_rows(mesh),
+    )
