@@ -1,0 +1,314 @@
+"""`python -m experiments.evaluate --run_dir RUN`: the best checkpoint on a split.
+
+Every figure is named for what it is, because "Dice" alone says little: a mean over slices where 65 % are empty, a
+figure over the pixels of a volume, and the documented mean over batches of 32 differ by tenths on one and the same
+prediction.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from experiments.build import Run
+    from jaxunet.metrics import PixelSums
+
+DOCUMENTED = ("accuracy", "dice_coef", "jaccard_coef", "sensitivity", "specificity", "precision")
+"""Scores of the documented system, means over batches."""
+
+THRESHOLDED = ("dice", "jaccard", "sensitivity", "specificity", "precision", "accuracy")
+"""Scores from pixel counts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Loss and sums of a set of slices, in order.
+
+    Attributes:
+      loss: mean over batches, weighted by their size.
+      sums: `PixelSums` of NumPy arrays `[N]`.
+      batch_size: slices a batch, on which the loss and the documented scores depend.
+    """
+
+    loss: float
+    sums: "PixelSums"
+    batch_size: int
+
+
+def evaluate_batches(
+    eval_step: Callable[..., Any],
+    params: Any,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    *,
+    mesh: "Mesh",
+    count: int,
+    batch_size: int,
+    advance: Callable[[], object] = lambda: None,
+) -> Evaluation:
+    """Runs `eval_step` over padded batches; every slice counts once.
+
+    Args:
+      eval_step: of `jaxunet.step.compile_eval_step`.
+      params: the network's parameters.
+      batches: this process's rows, of `data_pipeline.loader.eval_batches`.
+      mesh: the devices.
+      count: number of slices, without padding.
+      batch_size: rows of a global batch.
+      advance: called after each batch.
+
+    Returns:
+      The evaluation, the same on every process.
+    """
+    import jax
+
+    from jaxunet.metrics import PixelSums
+    from jaxunet.sharding import global_batch
+
+    losses, parts, rows = [], [], []
+    for start, batch in zip(range(0, count, batch_size), batches, strict=True):
+        rows.append(min(batch_size, count - start))
+        loss, sums = jax.device_get(eval_step(params, global_batch(_arrays(batch), mesh), rows=rows[-1]))
+        losses.append(float(loss))
+        parts.append(PixelSums(*(values[: rows[-1]] for values in sums)))
+        advance()
+    sums = PixelSums(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+    return Evaluation(float(np.average(losses, weights=rows)), sums, batch_size)
+
+
+def _arrays(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: batch[name] for name in ("image", "mask", "weight")}
+
+
+def select(sums: "PixelSums", rows: Any) -> "PixelSums":
+    """The rows of some slices."""
+    return type(sums)(*(values[rows] for values in sums))
+
+
+def batch_means(sums: "PixelSums", batch_size: int, names: Sequence[str] = DOCUMENTED) -> dict[str, float]:
+    """Mean over batches of each batch's score, as the documented system averages; undefined ones are left out."""
+    from jaxunet.metrics import SCORES, add
+
+    starts = range(0, len(sums.tp), batch_size)
+    batches = [add(select(sums, slice(start, start + batch_size))) for start in starts]
+    return {name: mean_defined([float(SCORES[name](b)) for b in batches])[0] for name in names}
+
+
+def mean_defined(values: Sequence[float]) -> tuple[float, int]:
+    """Mean of the values that are no NaN, and how many they are."""
+    defined = [v for v in values if not np.isnan(v)]
+    return (float(np.mean(defined)) if defined else float("nan")), len(defined)
+
+
+def pooled_scores(sums: "PixelSums") -> dict[str, float]:
+    """Scores of all pixels taken together."""
+    from jaxunet.metrics import SCORES, add
+
+    total = add(sums)
+    return {name: float(SCORES[name](total)) for name in THRESHOLDED}
+
+
+def group_scores(groups: Sequence["PixelSums"]) -> dict[str, dict[str, float | int]]:
+    """Mean, median and standard deviation over groups (slices or patients), and how many define the score."""
+    from jaxunet.metrics import SCORES
+
+    result: dict[str, dict[str, float | int]] = {}
+    for name in THRESHOLDED:
+        values = np.array([float(SCORES[name](g)) for g in groups])
+        values = values[~np.isnan(values)]
+        statistics = (np.mean(values), np.median(values), np.std(values)) if len(values) else (np.nan,) * 3
+        result[name] = dict(zip(("mean", "median", "std"), map(float, statistics), strict=True))
+        result[name]["defined"] = len(values)
+    return result
+
+
+def summarise(evaluation: Evaluation, entries: Sequence[Any], *, whole_volumes: bool) -> dict[str, Any]:
+    """Every figure of an evaluation.
+
+    Args:
+      evaluation: of the slices.
+      entries: one a slice, with `patient`.
+      whole_volumes: whether each patient's slices are all there; without that no volume figure is given.
+
+    Returns:
+      `"loss"`, `"batches"` (documented scores), `"pixels"`, `"slices"`, `"tumour_slices"` and `"patients"`, and
+      `"nothing"`: what a model that predicts nothing scores.
+    """
+    from jaxunet.metrics import PixelSums, add
+
+    sums = evaluation.sums
+    rows = [select(sums, i) for i in range(len(entries))]
+    tumour = sums.tp + sums.fn > 0
+    result: dict[str, Any] = {
+        "images": len(entries),
+        "tumour_images": int(tumour.sum()),
+        "loss": {"value": evaluation.loss, "batch_size": evaluation.batch_size},
+        "batches": {"batch_size": evaluation.batch_size, **batch_means(sums, evaluation.batch_size)},
+        "pixels": pooled_scores(sums),
+        "slices": group_scores(rows),
+        "tumour_slices": group_scores([row for row, has in zip(rows, tumour, strict=True) if has]),
+    }
+    if whole_volumes:
+        patients = sorted({e.patient for e in entries})
+        volumes = [add(select(sums, np.array([e.patient == p for e in entries]))) for p in patients]
+        result["patients"] = {"count": len(patients), **group_scores(volumes)}
+    zero = np.zeros_like(sums.tp)
+    nothing = PixelSums(zero, zero, sums.fn + sums.tp, sums.tn + sums.fp, zero, zero, sums.actual)
+    result["nothing"] = {
+        "accuracy": pooled_scores(nothing)["accuracy"],
+        "slice_dice": group_scores([select(nothing, i) for i in range(len(entries))])["dice"]["mean"],
+    }
+    return result
+
+
+def patient_table(evaluation: Evaluation, entries: Sequence[Any]) -> str:
+    """CSV text, a row a patient: counts and scores over the patient's evaluated slices."""
+    from jaxunet.metrics import SCORES, add
+
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["patient", "site", "slices", "tumour_slices", "tp", "fp", "fn", "tn", *THRESHOLDED])
+    for patient in sorted({e.patient for e in entries}):
+        mine = np.array([e.patient == patient for e in entries])
+        part = select(evaluation.sums, mine)
+        total = add(part)
+        site = next(e.site for e in entries if e.patient == patient)
+        counts = [int(c) for c in (total.tp, total.fp, total.fn, total.tn)]
+        scores = [float(SCORES[name](total)) for name in THRESHOLDED]
+        writer.writerow([patient, site, int(mine.sum()), int((part.tp + part.fn > 0).sum()), *counts, *scores])
+    return text.getvalue()
+
+
+def evaluate_run(run: "Run", *, progress: bool = True) -> dict[str, Any]:
+    """Evaluates a run's best checkpoint; writes `evaluation.json` and `evaluation_patients.csv` into the run directory.
+
+    The files of `eval.split=val` and `train` carry the split in their names. `train.eval_dir` moves them.
+
+    Args:
+      run: of `build.load_run`; its configuration says which split, batch size and threshold.
+      progress: show a progress bar.
+
+    Returns:
+      What `evaluation.json` holds.
+
+    Raises:
+      DataError: the data set is not the one the run was trained on.
+    """
+    from pathlib import Path
+
+    import jax
+    from rich.console import Console
+    from rich.progress import track
+
+    from data_pipeline.check import threshold_baseline
+    from data_pipeline.loader import eval_batches
+    from data_pipeline.source import DataError
+    from experiments import build
+    from experiments.rundir import write_atomically
+    from jaxunet.step import compile_eval_step
+
+    config = run.config
+    data = build.dataset(config, progress=progress)
+    if data.fingerprint != run.manifest["dataset"]["fingerprint"]:
+        raise DataError(
+            f"the data set is not the one of {run.directory}: fingerprint "
+            f"{run.manifest['dataset']['fingerprint'][:12]} there, {data.fingerprint[:12]} here"
+        )
+    index = {entry.name: i for i, entry in enumerate(data.entries)}
+    parts = {p: [index[name] for name in run.manifest["split"][p]] for p in ("train", "val", "test")}
+    part, size = config.eval.split, config.eval.batch_size
+    rows = parts[part]
+    entries = [data.entries[i] for i in rows]
+    loss = build.loss(config)
+    step = compile_eval_step(run.mesh, apply_fn=run.model.apply, loss=loss, threshold=config.eval.threshold)
+    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    batches: Iterable[Any] = eval_batches(data, rows, batch_size=size, threads=config.data.threads, **processes)
+    if progress and Console().is_terminal:
+        batches = track(batches, description=f"evaluating {part}", total=-(-len(rows) // size), transient=True)
+    evaluation = evaluate_batches(step, run.params, batches, mesh=run.mesh, count=len(rows), batch_size=size)
+    whole = run.manifest["split"]["by"] != "slice" and part == "test"
+    threshold, baseline = threshold_baseline(data, parts["train"], rows)
+    result = {
+        "dataset": run.manifest["dataset"],
+        "split": {"by": run.manifest["split"]["by"], "part": part},
+        "checkpoint": run.best,
+        "threshold": config.eval.threshold,
+        "loss_name": config.train.loss,
+        **summarise(evaluation, entries, whole_volumes=whole),
+        "flair_threshold": {"threshold": threshold, "pixel_dice": baseline},
+    }
+    if jax.process_index() == 0:
+        directory = Path(config.train.eval_dir or run.directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        name = "evaluation" if part == "test" else f"evaluation_{part}"
+        write_atomically(directory / f"{name}.json", json.dumps(_without_nan(result), indent=1) + "\n")
+        write_atomically(directory / f"{name}_patients.csv", patient_table(evaluation, entries))
+    return result
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: an undefined score is null."""
+    if isinstance(value, dict):
+        return {k: _without_nan(v) for k, v in value.items()}
+    return None if isinstance(value, float) and np.isnan(value) else value
+
+
+def print_table(result: Mapping[str, Any]) -> None:
+    """Prints the scores, each column named for what it averages over."""
+    from experiments import report
+
+    columns = {f"batches of {result['batches']['batch_size']} (documented)": result["batches"]}
+    columns["all pixels"] = result["pixels"]
+    columns[f"mean of {result['images']} slices"] = {k: v["mean"] for k, v in result["slices"].items()}
+    tumour = {k: v["mean"] for k, v in result["tumour_slices"].items()}
+    columns[f"mean of {result['tumour_images']} tumour slices"] = tumour
+    if "patients" in result:
+        volumes = {k: v for k, v in result["patients"].items() if k != "count"}
+        columns[f"mean of {result['patients']['count']} patient volumes"] = {k: v["mean"] for k, v in volumes.items()}
+        columns["median of volumes"] = {k: v["median"] for k, v in volumes.items()}
+    names = [*DOCUMENTED[1:3], *THRESHOLDED]
+    rows = [[name, *(_cell(scores.get(name)) for scores in columns.values())] for name in names]
+    dataset, split = result["dataset"], result["split"]
+    report.table(f"{dataset['title']}: {split['part']} part of the {split['by']} split", ["score", *columns], rows)
+    nothing, baseline = result["nothing"], result["flair_threshold"]
+    lines = [
+        f"loss ({result['loss_name']}, batches of {result['loss']['batch_size']}): {result['loss']['value']:.4f}",
+        f"predicting nothing: accuracy {nothing['accuracy']:.4f}, mean slice Dice {nothing['slice_dice']:.4f}",
+        f"best single FLAIR threshold (> {baseline['threshold']}): pixel Dice {baseline['pixel_dice']:.4f}",
+    ]
+    if "patients" not in result:
+        lines.append("no volume figure: this part holds single slices, no whole patients")
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else "undefined" if np.isnan(value) else f"{value:.4f}"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Evaluates the run that `--run_dir` names."""
+    from experiments.cli import parse
+    from experiments.config import run_directory
+
+    config = parse(argv, program="evaluate")
+    from experiments import build
+    from experiments.limits import check_devices
+
+    build.start_processes(config)
+    run = build.load_run(run_directory(config), config)
+    check_devices(config, run.mesh.size, ["eval.batch_size"])
+    print_table(evaluate_run(run))
+    return 0
+
+
+if __name__ == "__main__":
+    from experiments.cli import run_program
+
+    sys.exit(run_program(main))

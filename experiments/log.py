@@ -1,0 +1,159 @@
+"""What a run says while it trains: a row a step, a row an epoch, a progress bar, curves, TensorBoard events."""
+
+import csv
+import io
+import json
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from experiments.rundir import write_atomically
+
+Row = Mapping[str, Any]
+
+
+class Events(Protocol):
+    """The part of a TensorBoard writer that is used."""
+
+    def add_scalar(self, tag: str, value: float, step: int) -> Any:
+        """Records one number."""
+
+    def close(self) -> Any:
+        """Flushes and closes."""
+
+
+class RunLog:
+    """Writes the files of a run.
+
+    Args:
+      run_dir: the run directory.
+      eval_dir: where CSV files and curves go.
+      columns: the two columns of `train_metrics.csv` after `epoch`.
+      title: of the curves; names the data set.
+      step: rows of later steps, left by a process that was killed before it saved, are dropped.
+    """
+
+    def __init__(self, run_dir: Path, *, eval_dir: Path, columns: Sequence[str], title: str, step: int) -> None:
+        self.eval_dir, self.columns, self.title = eval_dir, tuple(columns), title
+        eval_dir.mkdir(parents=True, exist_ok=True)
+        path = run_dir / "metrics.jsonl"
+        if path.exists():
+            write_atomically(path, "".join(line for line in path.open(encoding="utf-8") if _is_before(line, step)))
+        self._rows = path.open("a", encoding="utf-8")
+        self._events = _open_events(run_dir / "tensorboard", step)
+
+    def step(self, row: Row) -> None:
+        """Appends the row of a step: `step`, `epoch`, `loss` and scores."""
+        self._append(row)
+        if self._events:
+            for name in row.keys() - {"step", "epoch"}:
+                self._events.add_scalar(f"step/{name}", row[name], row["step"])
+
+    def epoch(self, history: Sequence[Row]) -> None:
+        """Appends the newest epoch, and writes the CSV files and the curves of all of them."""
+        newest = history[-1]
+        self._append({"kind": "epoch", **newest})
+        if self._events:
+            for name in newest.keys() - {"step", "epoch"}:
+                if newest[name] is not None:
+                    self._events.add_scalar(f"epoch/{name}", newest[name], newest["step"])
+        self.tables(history)
+
+    def tables(self, history: Sequence[Row]) -> None:
+        """Writes the CSV files and the curves."""
+        from experiments import report  # matplotlib takes a second to import
+
+        for name, columns in (("train_losses", ("loss", "val_loss")), ("train_metrics", self.columns)):
+            write_atomically(self.eval_dir / f"{name}.csv", _csv(history, ("epoch", *columns)))
+            report.curves(history, self.eval_dir / f"{name}.png", title=self.title, columns=columns)
+
+    def sync(self) -> None:
+        """Brings all rows to the disk; called before a checkpoint that counts on them."""
+        self._rows.flush()
+        os.fsync(self._rows.fileno())
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._rows.close()
+        if self._events:
+            self._events.close()
+
+    def _append(self, row: Row) -> None:
+        self._rows.write(json.dumps(row) + "\n")
+
+
+def _is_before(line: str, step: int) -> bool:
+    try:
+        return json.loads(line)["step"] <= step
+    except (ValueError, KeyError, TypeError):
+        return False  # the half line of a process that was killed while writing
+
+
+def _csv(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([["" if row.get(c) is None else row[c] for c in columns] for row in rows])
+    return text.getvalue()
+
+
+def _open_events(directory: Path, step: int) -> Events | None:
+    """TensorBoard events, if the extra `tensorboard` is installed."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(directory), purge_step=step + 1 if step else None)
+
+
+class Meter:
+    """The progress of a run: a bar on a terminal, a line a minute elsewhere.
+
+    Args:
+      console: where to print.
+      total: steps of the whole run.
+      done: steps finished before.
+      images: images a step.
+      seconds_a_line: pause between two lines where there is no terminal.
+    """
+
+    def __init__(self, console: Console, *, total: int, done: int, images: int, seconds_a_line: float = 60.0) -> None:
+        self.console, self.total, self.images = console, total, images
+        self.seconds_a_line = seconds_a_line
+        self._first = self._last_line = time.monotonic()
+        self._done_before = done
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._task = self._bar.add_task("training", total=total, completed=done)
+
+    def __enter__(self) -> "Meter":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def update(self, step: int, text: str) -> None:
+        """Shows a finished step and a text such as `loss 0.1234`."""
+        now = time.monotonic()
+        if step == self._done_before + 1:
+            self._first = now  # the first step holds the compilation, which says nothing of the ones to come
+        steps = step - self._done_before - 1
+        seconds = (now - self._first) / steps if steps > 0 else math.nan
+        speed = f"{seconds:.3g} s a step, {self.images / seconds:.3g} images/s" if steps > 0 and seconds > 0 else ""
+        self._bar.update(self._task, completed=step, description=f"{text}  {speed}")
+        if not self.console.is_terminal and now - self._last_line >= self.seconds_a_line:
+            self._last_line = now
+            left = f", {_duration(seconds * (self.total - step))} left at most" if steps > 0 else ""
+            self.console.print(f"step {step} of {self.total}: {text}  {speed}{left}", highlight=False)
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"

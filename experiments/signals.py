@@ -1,0 +1,44 @@
+"""Stopping on a signal without losing a step."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+
+class Preempted(Exception):  # noqa: N818  it is no error: the run was saved and can go on
+    """A signal stopped the run; everything up to the last finished step is saved."""
+
+    exit_code = 75
+
+
+class StopRequest:
+    """Turns SIGINT and SIGTERM into a request to stop after the step; a second SIGINT interrupts at once."""
+
+    def __init__(self) -> None:
+        self.name = ""
+
+    def _ask(self, number: int, _: Any) -> None:
+        if self.name and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.name = signal.Signals(number).name
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator["StopRequest"]:
+        """Listens while the block runs."""
+        before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def agreed(self, step: int) -> bool:
+        """Whether to stop after this step; several processes ask each other every tenth step, to stop at the same."""
+        import jax
+
+        if jax.process_count() == 1:
+            return bool(self.name)
+        from jax.experimental import multihost_utils
+
+        return step % 10 == 0 and bool(multihost_utils.process_allgather(bool(self.name)).any())
