@@ -10,6 +10,8 @@ import numpy as np
 class DataError(ValueError):
     """The data cannot be used; the message names the file, what was found, what was expected and what to do."""
 
+    exit_code = 1
+
 
 @dataclasses.dataclass(frozen=True)
 class Record:

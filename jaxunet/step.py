@@ -95,7 +95,7 @@ def train_step(state: TrainState, batch: Batch, *, loss: Loss, seed: int) -> tup
 
 
 def eval_step(
-    params: Any, batch: Batch, *, apply_fn: Callable[..., Array], loss: Loss, rows: int, threshold: float = 0.5
+    params: Any, batch: Batch, *, apply_fn: Callable[..., Any], loss: Loss, rows: int, threshold: float = 0.5
 ) -> tuple[Array, PixelSums]:
     """Loss and sums of one batch, without dropout.
 
@@ -115,7 +115,7 @@ def eval_step(
     return value, pixel_sums(logits, batch["mask"], weight=batch["weight"], threshold=threshold)
 
 
-def predict_step(params: Any, images: Array, *, apply_fn: Callable[..., Array]) -> Array:
+def predict_step(params: Any, images: Array, *, apply_fn: Callable[..., Any]) -> Array:
     """Probabilities, float32 `[B, H, W, K]`, of images `[B, H, W, C]` with values 0..255."""
     return jax.nn.sigmoid(apply_fn({"params": params}, images))
 
@@ -123,11 +123,14 @@ def predict_step(params: Any, images: Array, *, apply_fn: Callable[..., Array]) 
 def with_weight(loss: Loss, rows: int | None = None) -> Loss:
     """Gives a plain `(logits, masks) -> scalar` the `weight` argument; a loss that has it is returned as it is.
 
-    A plain loss cannot leave padding out, so it is shown the first `rows` rows only (all of them if None).
+    A plain loss cannot leave padding out, so it is shown the first `rows` rows only (all of them if None). It gets the
+    masks as floats: in uint8, `2 * masks - 1` would be 255 where the mask is 0.
     """
     if "weight" in inspect.signature(loss).parameters:
         return loss
-    return lambda logits, masks, *, weight=None: loss(logits[:rows], masks[:rows])
+    return lambda logits, masks, *, weight=None: loss(
+        logits[:rows], masks[:rows].astype(logits.dtype)
+    )
 
 
 def compile_train_step(mesh: Mesh, *, loss: Loss, seed: int) -> Callable[[TrainState, Batch], tuple[TrainState, Any]]:
@@ -141,27 +144,24 @@ def compile_train_step(mesh: Mesh, *, loss: Loss, seed: int) -> Callable[[TrainS
 
 
 def compile_eval_step(
-    mesh: Mesh, *, apply_fn: Callable[..., Array], loss: Loss, threshold: float = 0.5
+    mesh: Mesh, *, apply_fn: Callable[..., Any], loss: Loss, threshold: float = 0.5
 ) -> Callable[..., tuple[Array, PixelSums]]:
     """Compiles `eval_step` over the mesh, as a function of `(params, batch, *, rows)`.
 
     A loss that takes `weight` compiles once; a plain one compiles again for a last batch with padding.
     """
     weighted = "weight" in inspect.signature(loss).parameters
+    evaluate = partial(eval_step, apply_fn=apply_fn, loss=loss, threshold=threshold)
     compiled = jax.jit(
-        partial(eval_step, apply_fn=apply_fn, loss=loss, threshold=threshold),
+        lambda params, batch, rows: evaluate(params, batch, rows=rows),
         in_shardings=(replicated(mesh), split_rows(mesh)),
         out_shardings=replicated(mesh),
-        static_argnames="rows",
+        static_argnums=2,
     )
-
-    def step(params: Any, batch: Batch, *, rows: int) -> tuple[Array, PixelSums]:
-        return compiled(params, batch, rows=0 if weighted else rows)
-
-    return step
+    return lambda params, batch, *, rows: compiled(params, batch, 0 if weighted else rows)
 
 
-def compile_predict_step(mesh: Mesh, *, apply_fn: Callable[..., Array]) -> Callable[[Any, Array], Array]:
+def compile_predict_step(mesh: Mesh, *, apply_fn: Callable[..., Any]) -> Callable[[Any, Array], Array]:
     """Compiles `predict_step` over the mesh, as a function of `(params, images)`; images and result are split."""
     return jax.jit(
         partial(predict_step, apply_fn=apply_fn),

@@ -1,0 +1,43 @@
+# Two commands do everything on a machine with Python 3.11 or newer and make:
+#   make train                                          demo on synthetic slices, minutes on two cores
+#   make train CONFIG=dice DATA=/path/to/kaggle_3m      the real thing
+#   make test                                           installs what tests need and runs the default suite
+
+PYTHON ?= python3.11
+VENV ?= .venv
+CONFIG ?= demo
+DATA ?=
+RUN_DIR ?=
+ARGS ?=
+
+BIN := $(VENV)/bin
+OPTIONS := --config=$(CONFIG) $(if $(DATA),--data.root=$(DATA)) $(if $(RUN_DIR),--run_dir=$(RUN_DIR)) $(ARGS)
+
+.PHONY: train test test-all lint
+
+train: $(VENV)/.installed
+	@$(BIN)/python -m experiments.workflow $(OPTIONS)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+test-all: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m ""
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# A virtual environment made with another Python is refused rather than mixed.
+$(VENV)/bin/python:
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; name another with make PYTHON=python3.12 ..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(VENV)/.installed $@

@@ -1,0 +1,324 @@
+"""What a data set holds and what is wrong with it: `python -m data_pipeline.check --root R`.
+
+Every slice is decoded and every problem listed, where training stops at the first.
+"""
+
+import dataclasses
+import hashlib
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from data_pipeline import open_source
+from data_pipeline.files import some
+from data_pipeline.prepare import Entry, Prepared
+from data_pipeline.progress import track
+from data_pipeline.source import DataError, Source
+from data_pipeline.splits import split
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+SHOWN = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+    """A source whose slices were all read once, without writing a cache; indexed as `Prepared` is.
+
+    Attributes:
+      source: where the pixels come from.
+      rows: for each entry its index in the source.
+      entries: the slices that could be read.
+      shapes: height, width and channels of each.
+      problems: why others could not.
+    """
+
+    source: Source
+    rows: tuple[int, ...]
+    entries: tuple[Entry, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    problems: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        """As in `data_pipeline.source.Source`."""
+        return self.source.kind
+
+    @property
+    def title(self) -> str:
+        """As in `data_pipeline.source.Source`."""
+        return self.source.title
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """As in `data_pipeline.source.Source`."""
+        return tuple(self.source.notes)
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        image, mask = self.source.read(self.rows[index])
+        return {"image": image, "mask": mask}
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """One institution: its name (empty where unknown), patients, slices, and slices with tumour."""
+
+    name: str
+    patients: int
+    slices: int
+    positives: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What a data set holds.
+
+    Attributes:
+      title: the line that names it.
+      patients: how many are named.
+      slices: all of them.
+      positives: those with tumour.
+      shapes: how many slices of each (height, width, channels), most frequent first.
+      tumour_share: tumour's share of the pixels of slices with tumour; 0 where there are none.
+      smallest: fewest tumour pixels in a slice with tumour, and its name; None where there are none.
+      slices_per_patient: fewest and most.
+      sites: by name.
+      duplicates: names of slices whose image and mask are the same, in groups; blank images do not count.
+      problems: what should be repaired.
+      notes: what should be known.
+      baseline: synthetic data only: the best threshold of one channel, and its Dice on the test patients.
+    """
+
+    title: str
+    patients: int
+    slices: int
+    positives: int
+    shapes: tuple[tuple[tuple[int, ...], int], ...]
+    tumour_share: float
+    smallest: tuple[int, str] | None
+    slices_per_patient: tuple[int, int]
+    sites: tuple[Site, ...]
+    duplicates: tuple[tuple[str, ...], ...]
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+    baseline: tuple[int, float] | None
+
+
+def threshold_baseline(
+    data: Prepared | Decoded, train_indices: Sequence[int], test_indices: Sequence[int], *, channel: int = 1
+) -> tuple[int, float]:
+    """Segments by one threshold: what a model must beat to have learnt anything.
+
+    Tumour is where the channel is greater than the threshold, an integer from 0 to 255, the one with the greatest
+    Dice over all pixels of the training slices (the smallest such).
+
+    Args:
+      data: the slices.
+      train_indices: where the threshold is chosen.
+      test_indices: where it is scored.
+      channel: which channel; the default is FLAIR. Images with fewer channels: their last.
+
+    Returns:
+      The threshold, and its Dice over all pixels of the test slices (NaN where neither holds a pixel).
+    """
+    dice = _dice_by_threshold(data, train_indices, channel)
+    threshold = int(np.argmax(np.nan_to_num(dice, nan=0.0)))
+    return threshold, float(_dice_by_threshold(data, test_indices, channel)[threshold])
+
+
+def decode(source: Source) -> Decoded:
+    """Reads every slice of a source and keeps what is wrong with each instead of stopping at the first."""
+    rows, entries, shapes, problems = [], [], [], []
+    for index in track(range(len(source.records)), "reading"):
+        record = source.records[index]
+        try:
+            image, mask = source.read(index)
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        digest = hashlib.sha256(image.tobytes() + mask.tobytes()).hexdigest()
+        rows.append(index)
+        shapes.append(image.shape)
+        entries.append(Entry(**dataclasses.asdict(record), positives=int(mask.sum()), digest=digest))
+    return Decoded(source, tuple(rows), tuple(entries), tuple(shapes), tuple(problems))
+
+
+def facts(data: Prepared | Decoded) -> Facts:
+    """Counts what the slices say about themselves; reads again only slices that look alike.
+
+    For synthetic data it also finds the best threshold on the training patients, which reads them all.
+    """
+    entries = data.entries
+    shapes = data.shapes if isinstance(data, Decoded) else (data.shape,) * len(entries)
+    volumes: dict[str, list[int]] = defaultdict(list)
+    for entry in entries:
+        if entry.patient:
+            volumes[entry.patient].append(entry.slice)
+    sites = []
+    for name in sorted({entry.site for entry in entries}):
+        here = [entry for entry in entries if entry.site == name]
+        patients = {entry.patient for entry in here} - {""}
+        sites.append(Site(name, len(patients), len(here), sum(entry.positives > 0 for entry in here)))
+    tumours = [(entry.positives, entry.name) for entry in entries if entry.positives]
+    pixels = sum(shape[0] * shape[1] for shape, entry in zip(shapes, entries, strict=True) if entry.positives)
+    lengths = [len(numbers) for numbers in volumes.values()] or [0]
+    problems = [*(data.problems if isinstance(data, Decoded) else ()), *_problems(data.kind, entries, shapes, volumes)]
+    baseline = None
+    if data.kind == "synthetic" and not problems:
+        parts = split(entries, by="patient", slices="all")
+        baseline = threshold_baseline(data, parts.train, parts.test)
+    return Facts(
+        title=data.title,
+        patients=len(volumes),
+        slices=len(entries),
+        positives=len(tumours),
+        shapes=tuple(Counter(shapes).most_common()),
+        tumour_share=sum(count for count, _ in tumours) / max(pixels, 1),
+        smallest=min(tumours, default=None),
+        slices_per_patient=(min(lengths), max(lengths)),
+        sites=tuple(sites),
+        duplicates=_duplicates(data),
+        problems=tuple(problems),
+        notes=tuple(data.notes),
+        baseline=baseline,
+    )
+
+
+def summary(data: Prepared | Decoded) -> "Group":
+    """Returns what is printed about a data set, for `rich.console.Console.print`."""
+    return render(facts(data))
+
+
+def render(found: Facts) -> "Group":
+    """Returns facts as a table of figures, a table of sites, and what is odd, for `rich.console.Console.print`."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    figures = Table(show_header=False)
+    figures.add_column(style="bold")
+    figures.add_column()
+    shapes = [f"{'x'.join(map(str, shape))}: {count}" for shape, count in found.shapes]
+    rows = {
+        "patients": f"{found.patients}, with {found.slices_per_patient[0]} to {found.slices_per_patient[1]} slices",
+        "slices": f"{found.slices}",
+        "with tumour": f"{found.positives} ({_percent(found.positives, found.slices)})",
+        "tumour pixels": f"{100 * found.tumour_share:.2f} % of the slices with tumour",
+        "smallest tumour": f"{found.smallest[0]} pixels, {found.smallest[1]}" if found.smallest else "none",
+        "height x width x channels": some(shapes, 5),
+        "duplicates": f"{sum(map(len, found.duplicates))} slices" if found.duplicates else "none",
+    }
+    if found.baseline:
+        threshold, dice = found.baseline
+        rows["best FLAIR threshold"] = f"> {threshold}: Dice {dice:.4f} over all pixels of the test patients"
+    for name, value in rows.items():
+        figures.add_row(name, value)
+    parts: list[Any] = [Text(found.title, style="bold"), figures]
+    if any(site.name for site in found.sites):
+        sites = Table("site", "patients", "slices", "with tumour")
+        for site in found.sites:
+            share = f"{site.positives} ({_percent(site.positives, site.slices)})"
+            sites.add_row(site.name or "(unknown)", str(site.patients), str(site.slices), share)
+        parts.append(sites)
+    lines = [("same pixels", " = ".join(group)) for group in found.duplicates[:SHOWN]]
+    lines += [("note", note) for note in found.notes]
+    lines += [("problem", problem) for problem in found.problems[:SHOWN]]
+    if more := len(found.problems) - SHOWN:
+        lines += [("problem", f"and {more} more")] if more > 0 else []
+    parts += [Text(f"{label}: {line}", style="red" if label == "problem" else "") for label, line in lines]
+    return Group(*parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Print what a data set holds and what is wrong with it. Nothing is written. Exit code 1 if there are problems."""
+
+    root: str | None = None
+    """A kaggle_3m folder, Kaggle's zip, or a folder with image and mask folders; without it the synthetic set."""
+    mask_threshold: int | None = None
+    """Grey value of a mask above which is tumour; without it masks hold 0 and 255 only."""
+    channels: Literal[1, 3, 4] = 3
+    """Channels of an image file."""
+    phantom_patients: int = 48
+    """Patients of the synthetic set."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code: 0 nothing wrong, 1 bad data, 2 usage."""
+    import tyro
+    from rich.console import Console
+
+    options = tyro.cli(Options, prog="python -m data_pipeline.check", args=argv, use_underscores=True)
+    try:
+        source = open_source(
+            options.root,
+            size=None,
+            channels=options.channels,
+            mask_threshold=options.mask_threshold,
+            phantom_patients=options.phantom_patients,
+        )
+        found = facts(decode(source))
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    Console(soft_wrap=True).print(render(found))
+    return 1 if found.problems else 0
+
+
+def _dice_by_threshold(data: Prepared | Decoded, indices: Sequence[int], channel: int) -> np.ndarray:
+    """Returns float64[256]: Dice over all pixels of the slices where tumour is what exceeds each threshold."""
+    everywhere, in_tumour = np.zeros(256, np.int64), np.zeros(256, np.int64)
+    for index in indices:
+        sample = data[index]
+        values = sample["image"][:, :, min(channel, sample["image"].shape[2] - 1)]
+        everywhere += np.bincount(values.ravel(), minlength=256)
+        in_tumour += np.bincount(values[sample["mask"][:, :, 0] > 0], minlength=256)
+    above = everywhere.sum() - np.cumsum(everywhere)
+    hits = in_tumour.sum() - np.cumsum(in_tumour)
+    with np.errstate(invalid="ignore"):
+        return 2 * hits / (above + in_tumour.sum())
+
+
+def _duplicates(data: Prepared | Decoded) -> tuple[tuple[str, ...], ...]:
+    groups: dict[str, list[int]] = defaultdict(list)
+    for index, entry in enumerate(data.entries):
+        groups[entry.digest].append(index)
+    alike = [group for group in groups.values() if len(group) > 1]
+    # Slices above and below the head are often blank, and then equal.
+    return tuple(
+        tuple(data.entries[index].name for index in group) for group in alike if np.ptp(data[group[0]]["image"])
+    )
+
+
+def _problems(
+    kind: str, entries: Sequence[Entry], shapes: Sequence[tuple[int, ...]], volumes: Mapping[str, list[int]]
+) -> list[str]:
+    problems = []
+    if entries and not any(entry.positives for entry in entries):
+        problems.append(f"0 of {len(entries)} masks contain tumour")
+    if kind == "folders":  # slices of any size, and of any selection
+        return problems
+    usual = Counter(shapes).most_common(1)[0][0] if shapes else ()
+    odd = [
+        f"{entry.name} ({'x'.join(map(str, shape))})"
+        for entry, shape in zip(entries, shapes, strict=True)
+        if shape != usual
+    ]
+    if odd:
+        problems.append(f"{len(odd)} slices are not {'x'.join(map(str, usual))} as most: {some(odd)}")
+    for patient, numbers in sorted(volumes.items()):
+        if missing := sorted(set(range(min(numbers), max(numbers) + 1)) - set(numbers)):
+            problems.append(f"{patient} lacks slices {some(map(str, missing))} between its first and its last")
+    return problems
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "none"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

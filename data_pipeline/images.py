@@ -1,0 +1,248 @@
+"""Strict decoding of one image or mask file, and resizing: exactly what the file says, or an error that names it.
+
+Pillow decodes leniently: it cuts 16-bit colours to 8 bits, takes the first of several pages, fills missing pixels and
+reads any format under any name, all without a word. A segmentation trained on such pixels is silently wrong, so the
+header is read first (`data_pipeline.tiff` for TIFF) and everything unusual is refused.
+"""
+
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
+
+from data_pipeline.files import read_file
+from data_pipeline.source import DataError
+from data_pipeline.tiff import read_header
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+MAX_SIDE = 8192
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP"}
+_SIGNATURES = (
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"BM", "BMP"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"II+\0", "TIFF"),
+    (b"MM\0+", "TIFF"),
+)
+# The classes are called directly: `Image.open` tries every plugin, and warns about large images instead of refusing.
+_DECODERS: dict[str, type[ImageFile.ImageFile]] = {
+    "PNG": PngImagePlugin.PngImageFile,
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+}
+
+
+def read_image(source: str | Path | bytes, *, name: str | None = None, channels: int = 3) -> np.ndarray:
+    """Decodes an 8-bit image.
+
+    Args:
+      source: a path, or the bytes of a file.
+      name: how messages name the file; its extension, if it has one, must agree with the content. Default: the path.
+      channels: 1 (grey), 3 (RGB) or 4 (RGBA); the file must hold exactly these.
+
+    Returns:
+      `uint8[H, W, channels]`, the values of the file.
+
+    Raises:
+      DataError: no regular file; damaged or cut short; another format than the name says; several pages; not 8 bits a
+        channel; other channels; a side of more than 8192 pixels; stored rotated (EXIF).
+    """
+    if channels not in MODES:
+        raise DataError(f"image files hold 1, 3 or 4 channels, not {channels}: set model.image_channels")
+    data, name = _load(source, name)
+    expected = f"8-bit {'grey' if channels == 1 else MODES[channels]}"
+    image, _ = _open(data, name, expected)
+    if image.mode != MODES[channels]:
+        hint = "; for grey images set model.image_channels=1" if image.mode == "L" else ""
+        raise DataError(f"expected {expected}, got mode={image.mode}: {name}{hint}")
+    pixels = _pixels(image, name)
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def read_mask(source: str | Path | bytes, *, name: str | None = None, threshold: int | None = None) -> np.ndarray:
+    """Decodes a mask.
+
+    Args:
+      source: a path, or the bytes of a file.
+      name: as in `read_image`.
+      threshold: a grey value; above it is tumour. Without it only the values 0 and 255 are accepted.
+
+    Returns:
+      `uint8[H, W, 1]` in {0, 1}.
+
+    Raises:
+      DataError: as `read_image`; three channels that differ; without a threshold: other values than 0 and 255, or
+        lossy compression, whose decoded values depend on the decoder.
+    """
+    data, name = _load(source, name)
+    image, lossy = _open(data, name, "an 8-bit grey mask")
+    if image.mode not in ("L", "RGB"):
+        raise DataError(f"expected an 8-bit grey mask, got mode={image.mode}: {name}")
+    if lossy and threshold is None:
+        raise DataError(
+            f"lossy mask (JPEG): its values are not exactly 0 and 255: {name}; "
+            "store masks as PNG or TIFF, or set data.mask_threshold (for example 127)"
+        )
+    pixels = _pixels(image, name)
+    if pixels.ndim == 3:
+        if not lossy and (np.any(pixels[:, :, 0] != pixels[:, :, 1]) or np.any(pixels[:, :, 0] != pixels[:, :, 2])):
+            raise DataError(f"mask with three different channels, expected a grey mask: {name}")
+        pixels = pixels[:, :, 0]
+    if threshold is not None:
+        return (pixels > threshold).astype(np.uint8)[:, :, None]
+    mask = pixels >> 7
+    if not np.array_equal(mask * np.uint8(255), pixels):
+        values = np.unique(pixels)
+        found = f"{len(values)} distinct values" if len(values) > 2 else "values " + " and ".join(map(str, values))
+        raise DataError(
+            f"mask has {found}, expected 0 and 255: {name}; set data.mask_threshold: greater values are tumour "
+            f"(for example {0 if values[-1] == 1 else 127})"
+        )
+    return mask[:, :, None]
+
+
+def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resizes `uint8[H, W, C]` to `size` = (height, width), bilinear, antialiased where it shrinks."""
+    if image.shape[:2] == tuple(size):
+        return image
+    height, width = size
+    planes = [
+        np.asarray(Image.fromarray(image[:, :, channel]).resize((width, height), Image.Resampling.BILINEAR))
+        for channel in range(image.shape[2])
+    ]
+    return np.stack(planes, axis=-1)
+
+
+def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resizes `uint8[H, W, 1]` to `size` = (height, width), nearest neighbour: no value appears that was not there."""
+    if mask.shape[:2] == tuple(size):
+        return mask
+    height, width = size
+    return np.asarray(Image.fromarray(mask[:, :, 0]).resize((width, height), Image.Resampling.NEAREST))[:, :, None]
+
+
+def fit_pair(
+    image: np.ndarray, mask: np.ndarray, size: tuple[int, int] | None, *, resize: bool, name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Brings an image and its mask to the size of the model, or says why that is not done.
+
+    Args:
+      image: `uint8[H, W, C]`.
+      mask: `uint8[H, W, 1]`.
+      size: (height, width), or None to keep the size of the file.
+      resize: whether another size is resized rather than refused.
+      name: the slice, for messages.
+
+    Raises:
+      DataError: image and mask differ in size, or the size is another one while `resize` is off.
+    """
+    height, width = image.shape[:2]
+    if mask.shape[:2] != (height, width):
+        raise DataError(
+            f"image of {height}x{width} but mask of {mask.shape[0]}x{mask.shape[1]} pixels (height x width): {name}"
+        )
+    if size is None or (height, width) == tuple(size):
+        return image, mask
+    if not resize:
+        raise DataError(
+            f"image of {height}x{width}, expected {size[0]}x{size[1]} pixels (height x width): {name}; set "
+            "model.image_height and model.image_width, or data.resize to have images and masks resized"
+        )
+    return resize_image(image, size), resize_mask(mask, size)
+
+
+def _load(source: str | Path | bytes, name: str | None) -> tuple[bytes, str]:
+    if isinstance(source, bytes):
+        return source, name or "<bytes>"
+    return read_file(source), name or str(source)
+
+
+def _open(data: bytes, name: str, expected: str) -> tuple[ImageFile.ImageFile, bool]:
+    """Returns an image whose header was read and found plain, its pixels not yet decoded, and whether it is lossy."""
+    file_format = _sniff(data, name)
+    lossy, floats, orientation = file_format == "JPEG", False, 1
+    if file_format == "TIFF":
+        header = read_header(data, name)
+        lossy, bits, floats, orientation = header.lossy, header.bits, header.float_samples, header.orientation
+        _check_size(header.width, header.height, name)
+    else:
+        bits = _check_header(file_format, data, name)
+    plain = not floats and all(bit == 8 for bit in bits)
+    depth = f"bits={','.join(map(str, bits))}{' float' if floats else ''}"
+    try:
+        image = _DECODERS[file_format](io.BytesIO(data))
+    except Exception as error:  # whatever a decoder raises on damaged bytes is the same to the reader of the message
+        if not plain:
+            raise DataError(f"expected {expected}, got {depth}: {name}") from error
+        raise DataError(f"damaged {file_format} ({_reason(error)}): {name}") from error
+    _check_size(image.width, image.height, name)
+    if not plain:  # Pillow would cut 16 bits to 8, or clip
+        raise DataError(f"expected {expected}, got mode={image.mode} {depth}: {name}")
+    if "exif" in image.info and file_format != "TIFF":
+        orientation = image.getexif().get(0x0112, 1)
+    if orientation != 1:
+        raise DataError(f"stored rotated (EXIF orientation {orientation}): {name}; save the pixels upright")
+    if file_format != "TIFF" and (pages := getattr(image, "n_frames", 1)) > 1:
+        raise DataError(f"{pages} pages, expected one image: {name}")
+    return image, lossy
+
+
+def _sniff(data: bytes, name: str) -> str:
+    if not data:
+        raise DataError(f"empty file (0 bytes): {name}")
+    found = next((label for signature, label in _SIGNATURES if data.startswith(signature)), None)
+    named = _FORMATS.get(Path(name).suffix.lower())
+    if data.startswith(b"version https://git-lfs"):
+        raise DataError(f"a Git LFS pointer instead of the image: {name}; fetch the files with: git lfs pull")
+    if found is None or (named and named != found):
+        expected = f"not a {named}" if named else "neither PNG, JPEG, TIFF nor BMP"
+        start = data[:4].decode("ascii", "backslashreplace")
+        is_really = f"it is a {found}, rename it" if found else f"starts with {start!r}"
+        raise DataError(f"{expected} ({is_really}): {name}")
+    return found
+
+
+def _check_header(file_format: str, data: bytes, name: str) -> tuple[int, ...]:
+    """Returns bits a channel of a format other than TIFF, and finds ends cut off, which Pillow forgives."""
+    try:
+        if file_format == "PNG":
+            if data.rfind(b"IEND\xaeB`\x82") < data.rfind(b"IDAT"):
+                raise DataError(f"truncated: {len(data)} bytes without the end of a PNG: {name}")
+            width, height, bits = struct.unpack_from(">IIB", data, 16)
+            _check_size(width, height, name)
+            return (bits,)
+        if file_format == "JPEG":
+            # Within the compressed pixels 0xff is always followed by 0 or a restart marker.
+            if data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
+                raise DataError(f"truncated: {len(data)} bytes without the end of a JPEG: {name}")
+            return (8,)
+        length, _, _, header_size = struct.unpack_from("<IIII", data, 2)
+        if len(data) < length:
+            raise DataError(f"truncated: {len(data)} of {length} bytes: {name}")
+        (bits,) = struct.unpack_from("<H", data, 24 if header_size == 12 else 28)
+        return (8 if bits in (24, 32) else bits,)
+    except struct.error as error:
+        raise DataError(f"truncated: {len(data)} bytes do not hold the header of a {file_format}: {name}") from error
+
+
+def _check_size(width: int, height: int, name: str) -> None:
+    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
+        raise DataError(f"image of {height}x{width} pixels (height x width), expected 1 to {MAX_SIDE} a side: {name}")
+
+
+def _pixels(image: ImageFile.ImageFile, name: str) -> np.ndarray:
+    try:
+        return np.array(image)
+    except Exception as error:  # as in _open
+        raise DataError(f"damaged {image.format} ({_reason(error)}): {name}") from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,184 @@
+"""Batches from a prepared dataset: position is a pure function of (seed, step), whatever threads and processes."""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from data_pipeline.source import DataError
+
+Batch = dict[str, np.ndarray]
+_STEPS = 2**53  # endless, for every purpose
+
+
+class Slices(Protocol):
+    """What a loader reads from; `data_pipeline.prepare.Prepared` is one."""
+
+    def __len__(self) -> int:
+        """Returns the number of slices."""
+        ...
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]:
+        """Returns image `uint8[H, W, C]`, mask `uint8[H, W, K]`, patient and slice; safe to call from threads."""
+        ...
+
+
+def steps_per_epoch(count: int, batch_size: int) -> int:
+    """Returns the number of full global batches in `count` slices; the incomplete rest of an epoch is dropped."""
+    return count // batch_size
+
+
+def epoch_order(count: int, *, seed: int, epoch: int) -> np.ndarray:
+    """Returns a permutation `int64[count]`, a pure function of its arguments.
+
+    Sorts the raw words of a bit generator, whose stream NumPy guarantees; that of `Generator.permutation` may change
+    with a NumPy release, and with it the run that somebody resumes.
+    """
+    words = np.random.PCG64(np.random.SeedSequence((seed, epoch))).random_raw(count)
+    return np.argsort(words, kind="stable")
+
+
+def train_batches(
+    data: Slices,
+    indices: Sequence[int],
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    threads: int = 2,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Returns an endless iterator of training batches, shuffled anew in every epoch.
+
+    Step `s` (counted from 0) of the global sequence depends on `indices`, `batch_size`, `seed` and `s` alone, so a run
+    that goes on at `start_step`, with any number of threads and processes, sees what an uninterrupted one sees.
+
+    Args:
+      data: where slices are read.
+      indices: the slices to train on.
+      batch_size: slices in a global batch, over all processes.
+      seed: of the shuffling, not negative.
+      start_step: steps already done.
+      threads: reading threads; 0 reads in the caller's thread.
+      process_index: this process; it gets the rows `[index * B/count, (index + 1) * B/count)` of each global batch.
+      process_count: processes that share each global batch; divides `batch_size`.
+
+    Returns:
+      Batches `{"image": uint8[B, H, W, C], "mask": uint8[B, H, W, K], "weight": float32[B] (ones), "patient": int32[B],
+      "slice": int32[B]}` with B = batch_size / process_count.
+
+    Raises:
+      DataError: fewer slices than one global batch; while iterating: a slice that cannot be read, with its name.
+      ValueError: an argument out of range.
+    """
+    rows = _rows(batch_size, process_index, process_count)
+    if seed < 0 or start_step < 0 or threads < 0:
+        raise ValueError(f"seed {seed}, start_step {start_step} and threads {threads} must not be negative")
+    chosen = np.asarray(indices, np.int64)
+    steps = steps_per_epoch(len(chosen), batch_size)
+    if not steps:
+        raise DataError(
+            f"{len(chosen)} samples < global batch {batch_size}: a training epoch needs at least one full batch; "
+            "use a smaller batch size or more data"
+        )
+
+    @functools.lru_cache(maxsize=2)  # near the end of an epoch the threads already read from the next
+    def order(epoch: int) -> np.ndarray:
+        return epoch_order(len(chosen), seed=seed, epoch=epoch)
+
+    def make(step: int) -> Batch:
+        epoch, position = divmod(step, steps)
+        places = order(epoch)[position * batch_size : (position + 1) * batch_size][rows]
+        return _gather(data, chosen[places], np.ones(len(places), np.float32), f"training step {step + 1}")
+
+    return _stream(make, range(start_step, _STEPS), threads)
+
+
+def eval_batches(
+    data: Slices,
+    indices: Sequence[int],
+    *,
+    batch_size: int,
+    threads: int = 2,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Returns an iterator over `indices` in their order, every one exactly once, in full batches.
+
+    The end of the last global batch is filled with copies of the last slice, whose weight is 0. Every process gets the
+    same number of batches; it may be given padding only.
+
+    Args:
+      data: where slices are read.
+      indices: the slices to evaluate; none gives no batch.
+      batch_size: slices in a global batch, over all processes.
+      threads: reading threads; 0 reads in the caller's thread.
+      process_index: this process, as in `train_batches`.
+      process_count: processes that share each global batch; divides `batch_size`.
+
+    Returns:
+      Batches as of `train_batches`, with weight 1 for slices and 0 for padding.
+
+    Raises:
+      DataError: while iterating: a slice that cannot be read, with its name.
+      ValueError: an argument out of range.
+    """
+    rows = _rows(batch_size, process_index, process_count)
+    if threads < 0:
+        raise ValueError(f"threads {threads} must not be negative")
+    chosen = np.asarray(indices, np.int64)
+    places = np.arange(batch_size)[rows]
+
+    def make(step: int) -> Batch:
+        wanted = step * batch_size + places
+        weight = (wanted < len(chosen)).astype(np.float32)
+        return _gather(data, chosen[np.minimum(wanted, len(chosen) - 1)], weight, f"batch {step + 1} of the evaluation")
+
+    return _stream(make, range(-(-len(chosen) // batch_size)), threads)
+
+
+def _rows(batch_size: int, process_index: int, process_count: int) -> slice:
+    if batch_size < 1 or not 0 <= process_index < process_count:
+        raise ValueError(f"batch size {batch_size}, process {process_index} of {process_count}: out of range")
+    if batch_size % process_count:
+        raise ValueError(f"the global batch of {batch_size} does not divide among {process_count} processes")
+    local = batch_size // process_count
+    return slice(process_index * local, (process_index + 1) * local)
+
+
+def _gather(data: Slices, indices: np.ndarray, weight: np.ndarray, where: str) -> Batch:
+    read: dict[int, dict[str, Any]] = {}
+    for index in indices.tolist():
+        if index in read:  # padding repeats a slice
+            continue
+        try:
+            read[index] = data[index]
+        except Exception as error:
+            if isinstance(error, DataError):
+                raise DataError(f"{where}: {error}") from error
+            entries = getattr(data, "entries", None)
+            name = entries[index].name if entries else index
+            raise DataError(f"{where}: slice {name}: {type(error).__name__}: {error}") from error
+    slices = [read[index] for index in indices.tolist()]
+    return {
+        "image": np.stack([one["image"] for one in slices]),
+        "mask": np.stack([one["mask"] for one in slices]),
+        "weight": weight,
+        "patient": np.array([one["patient"] for one in slices], np.int32),
+        "slice": np.array([one["slice"] for one in slices], np.int32),
+    }
+
+
+def _stream(make: Callable[[int], Batch], steps: range, threads: int) -> Iterator[Batch]:
+    """Makes batches ahead of their use: grain's threads, each of which makes whole batches."""
+    import grain
+
+    # A few batches ahead: grain's default of 500 elements would be gigabytes here.
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    batches = iter(grain.MapDataset.range(steps.start, steps.stop).map(make).to_iter_dataset(options))
+    try:
+        yield from batches
+    finally:
+        batches.close()
