@@ -37,16 +37,27 @@ class RunLog:
       columns: the two columns of `train_metrics.csv` after `epoch`.
       title: of the curves; names the data set.
       step: rows of later steps, left by a process that was killed before it saved, are dropped.
+      silent: write nothing: in a distributed run one process writes for all.
     """
 
-    def __init__(self, run_dir: Path, *, eval_dir: Path, columns: Sequence[str], title: str, step: int) -> None:
-        self.eval_dir, self.columns, self.title = eval_dir, tuple(columns), title
-        eval_dir.mkdir(parents=True, exist_ok=True)
-        path = run_dir / "metrics.jsonl"
-        if path.exists():
-            write_atomically(path, "".join(line for line in path.open(encoding="utf-8") if _is_before(line, step)))
-        self._rows = path.open("a", encoding="utf-8")
-        self._events = _open_events(run_dir / "tensorboard", step)
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        eval_dir: Path,
+        columns: Sequence[str],
+        title: str,
+        step: int,
+        silent: bool = False,
+    ) -> None:
+        self.eval_dir, self.columns, self.title, self.silent = eval_dir, tuple(columns), title, silent
+        path = Path(os.devnull) if silent else run_dir / "metrics.jsonl"
+        if not silent:
+            eval_dir.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                _drop_after(path, step)
+        self._rows = path.open("a", encoding="utf-8", buffering=1)
+        self._events = None if silent else _open_events(run_dir / "tensorboard", step)
 
     def step(self, row: Row) -> None:
         """Appends the row of a step: `step`, `epoch`, `loss` and scores."""
@@ -67,6 +78,8 @@ class RunLog:
 
     def tables(self, history: Sequence[Row]) -> None:
         """Writes the CSV files and the curves."""
+        if self.silent:
+            return
         from experiments import report  # matplotlib takes a second to import
 
         for name, columns in (("train_losses", ("loss", "val_loss")), ("train_metrics", self.columns)):
@@ -76,7 +89,8 @@ class RunLog:
     def sync(self) -> None:
         """Brings all rows to the disk; called before a checkpoint that counts on them."""
         self._rows.flush()
-        os.fsync(self._rows.fileno())
+        if not self.silent:
+            os.fsync(self._rows.fileno())
 
     def close(self) -> None:
         """Closes the files."""
@@ -86,6 +100,12 @@ class RunLog:
 
     def _append(self, row: Row) -> None:
         self._rows.write(json.dumps(row) + "\n")
+
+
+def _drop_after(path: Path, step: int) -> None:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        kept = [line for line in file if _is_before(line, step)]
+    write_atomically(path, "".join(kept))
 
 
 def _is_before(line: str, step: int) -> bool:

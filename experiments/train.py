@@ -1,124 +1,26 @@
 """`python -m experiments.train --config=dice --data.root=kaggle_3m`: trains, or goes on with a stopped run."""
 
 import contextlib
-import dataclasses
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from experiments.progress import TRACKED, Progress
-from experiments.signals import Preempted, StopRequest
+from experiments.progress import Progress
+from experiments.signals import Preempted, StopRequest, anywhere
+from experiments.trainer import Pending, Trainer, arrays
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from data_pipeline.prepare import Prepared
-    from data_pipeline.splits import Split
     from experiments.config import Config
     from experiments.log import RunLog
     from jaxunet.step import TrainState
 
 EMPTY_EPOCHS = 3
 """Validation epochs without a positive pixel after which a warning is due."""
-
-
-class NonFiniteError(ArithmeticError):
-    """A loss or gradient was infinite or no number; the state before it was kept."""
-
-    exit_code = 3
-
-
-class Trainer:
-    """Everything a training run needs, built once: steps, data, checkpoints.
-
-    Args:
-      config: the run.
-      data: prepared slices.
-      split: their division.
-      directory: the run directory.
-    """
-
-    def __init__(self, config: "Config", data: "Prepared", split: "Split", directory: Path) -> None:
-        import jax
-
-        from experiments import build
-        from jaxunet.checkpoint import Checkpoints
-        from jaxunet.sharding import make_mesh
-        from jaxunet.step import compile_eval_step, compile_train_step
-
-        self.config, self.data, self.split = config, data, split
-        self.mesh = make_mesh()
-        self.processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-        self.steps_per_epoch = len(split.train) // config.train.batch_size
-        self.total = config.train.epochs * self.steps_per_epoch
-        self.model, loss = build.model(config), build.loss(config)
-        self.train_step = compile_train_step(self.mesh, loss=loss, seed=config.train.seed)
-        self.eval_step = compile_eval_step(self.mesh, apply_fn=self.model.apply, loss=loss)
-        self.last = Checkpoints(directory / "checkpoints" / "last", keep=2)
-        self.best = Checkpoints(directory / "checkpoints" / "best", keep=1)
-
-    def start(self) -> tuple["TrainState", Progress]:
-        """The newest checkpoint, or a fresh state."""
-        from experiments import build
-        from jaxunet.checkpoint import abstract_like
-        from jaxunet.sharding import replicate, replicated
-        from jaxunet.step import init_state
-
-        state = init_state(
-            self.model,
-            build.optimizer(self.config),
-            seed=self.config.train.seed,
-            image_shape=build.image_shape(self.config),
-        )
-        if self.last.latest is None:
-            return replicate(state, self.mesh), Progress()
-        tree, record = self.last.restore(abstract_like(arrays(state), replicated(self.mesh)))
-        return state.replace(**tree), Progress(**record)
-
-    def batches(self, step: int) -> Iterator[Mapping[str, Any]]:
-        """Training batches from the one after `step` on."""
-        from data_pipeline.loader import train_batches
-
-        c = self.config
-        return train_batches(
-            self.data,
-            self.split.train,
-            batch_size=c.train.batch_size,
-            seed=c.train.seed,
-            start_step=step,
-            threads=c.data.threads,
-            **self.processes,
-        )
-
-    def validate(self, state: "TrainState") -> tuple[dict[str, float], bool]:
-        """Validation loss and scores, and whether no pixel was predicted positive."""
-        from data_pipeline.loader import eval_batches
-        from experiments.evaluate import batch_means, evaluate_batches
-
-        size, count = self.config.train.batch_size, len(self.split.val)
-        batches = eval_batches(
-            self.data, self.split.val, batch_size=size, threads=self.config.data.threads, **self.processes
-        )
-        result = evaluate_batches(self.eval_step, state.params, batches, mesh=self.mesh, count=count, batch_size=size)
-        scores = {"loss": result.loss, **batch_means(result.sums, size, TRACKED)}
-        return scores, not (result.sums.tp + result.sums.fp).any()
-
-    def save(self, state: "TrainState", step: int, progress: Progress) -> None:
-        """Saves the full state."""
-        self.last.save(step, arrays(state), dataclasses.asdict(progress))
-
-    def close(self) -> None:
-        """Releases the checkpoints' threads."""
-        self.last.close()
-        self.best.close()
-
-
-def arrays(state: "TrainState") -> dict[str, Any]:
-    """The part of a train state that a checkpoint holds."""
-    return {"step": state.step, "params": state.params, "opt_state": state.opt_state}
 
 
 def fit(trainer: Trainer, state: "TrainState", progress: Progress, log: "RunLog", console: "Console") -> Progress:
@@ -145,11 +47,11 @@ def fit(trainer: Trainer, state: "TrainState", progress: Progress, log: "RunLog"
             inputs = {name: batch[name] for name in ("image", "mask", "weight")}
             state, metrics = trainer.train_step(state, global_batch(inputs, trainer.mesh))
             meter.update(step, pending.exchange(step, batch, metrics))
-            stopping = stop.agreed(step)
+            stopping, due = anywhere([bool(stop.name), time.monotonic() - saved > 60 * train.save_minutes], step)
             if step % trainer.steps_per_epoch == 0:
                 pending.flush()
                 end_epoch(trainer, state, step, progress, log, console)
-            elif stopping or time.monotonic() - saved > 60 * train.save_minutes:
+            elif stopping or due:
                 pending.flush()
             else:
                 continue
@@ -159,59 +61,8 @@ def fit(trainer: Trainer, state: "TrainState", progress: Progress, log: "RunLog"
             if progress.stopped or step == trainer.total:
                 break
             if stopping:
-                raise Preempted(f"stopped by {stop.name or 'a signal'} after step {step}; the same command goes on")
+                raise Preempted(f"stopped by {stop.name or 'another process'} and saved after step {step}")
     return progress
-
-
-class Pending:
-    """Fetches the numbers of a step while the next one runs, so that the device never waits for the host."""
-
-    def __init__(self, trainer: Trainer, progress: Progress, log: "RunLog") -> None:
-        self.trainer, self.progress, self.log = trainer, progress, log
-        self._waiting: tuple[int, Mapping[str, Any], Mapping[str, Any]] | None = None
-        self._text = "starting"
-
-    def exchange(self, step: int, batch: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
-        """Records the step before, keeps this one waiting; returns a text for the progress bar."""
-        self.flush()
-        self._waiting = step, batch, metrics
-        return self._text
-
-    def flush(self) -> None:
-        """Records the step that waits; raises NonFiniteError if it failed."""
-        if self._waiting is None:
-            return
-        import jax
-
-        from jaxunet.metrics import SCORES, add
-
-        step, batch, metrics = self._waiting
-        self._waiting = None
-        metrics = jax.device_get(dict(metrics))
-        if not metrics["finite"]:
-            raise NonFiniteError(self._explain(step, batch, float(metrics["loss"])))
-        total = add(metrics["sums"])
-        scores = {"loss": float(metrics["loss"])} | {name: float(SCORES[name](total)) for name in TRACKED}
-        self.progress.add(scores)
-        column = self.trainer.config.train.metrics[0]
-        means = self.progress.means()
-        self._text = f"epoch {self.progress.epoch + 1}  loss {means['loss']:.4f}"
-        if means.get(column) is not None and column != "loss":
-            self._text += f"  {column} {means[column]:.4f}"
-        row = {"step": step, "epoch": self.progress.epoch + 1, "grad_norm": float(metrics["grad_norm"]), **scores}
-        self.log.step({k: v for k, v in row.items() if not math.isnan(v)})
-
-    def _explain(self, step: int, batch: Mapping[str, Any], loss: float) -> str:
-        patients = self.trainer.data.patients
-        pairs = zip(batch["patient"], batch["slice"], strict=True)
-        slices = ", ".join(f"{patients[p] if len(patients) else '?'} slice {s}" for p, s in pairs)
-        good = self.trainer.last.latest
-        kept = f"the last good checkpoint is step {good}" if good is not None else "there is no checkpoint yet"
-        what = f"loss {loss}" if not math.isfinite(loss) else "gradient"
-        return (
-            f"non-finite {what} at step {step}, on {slices}; {kept}. "
-            "Look at these slices, lower --train.learning_rate, or compute in float32"
-        )
 
 
 def end_epoch(
@@ -222,8 +73,7 @@ def end_epoch(
     better = progress.close_epoch(step, validation, empty=empty, patience=trainer.config.train.patience)
     if better:
         trainer.best.save(step, state.params, {"epoch": progress.epoch, "step": step, "val_loss": validation["loss"]})
-    if trainer.processes["process_index"] == 0:
-        log.epoch(progress.history)
+    log.epoch(progress.history)
     row = progress.history[-1]
     columns = dict.fromkeys(["loss", "val_loss", *trainer.config.train.metrics])
     text = "  ".join(f"{c} {row[c]:.4f}" if row.get(c) is not None else f"{c} undefined" for c in columns)
@@ -309,8 +159,8 @@ def check_space(trainer: Trainer, state: "TrainState", directory: Path) -> None:
     needed = 3 * megabytes(arrays(state)) + 2 * megabytes(state.params)
     if trainer.last.latest is None and free_megabytes(directory) < needed:
         raise CheckpointError(
-            f"{directory} has {free_megabytes(directory):.0f} MB free; the checkpoints of this run need {needed:.0f} MB; "
-            "make room, or name a --run_dir on another disk"
+            f"{directory}: the checkpoints need {needed:.0f} MB, {free_megabytes(directory):.0f} MB are free; "
+            "make room or name a --run_dir on another disk"
         )
 
 
@@ -358,12 +208,11 @@ def train(config: "Config", console: "Console") -> Progress:
     from experiments.log import RunLog
     from experiments.rundir import create_or_resume, locked
 
-    build.start_processes(config)
     check_devices(config, jax.device_count(), ["train.batch_size"])
-    build.loss(config)
+    build.loss(config)  # a wrong path or option is said before any work is done
     first = jax.process_index() == 0
     directory = run_directory(config)
-    data = build.dataset(config)
+    data = build.dataset(config, progress=first)
     split = build.data_split(config, data)
     steps_per_epoch(len(split.train), config.train.batch_size)
     with locked(directory) if first else contextlib.nullcontext():
@@ -383,6 +232,7 @@ def train(config: "Config", console: "Console") -> Progress:
                 columns=config.train.metrics,
                 title=f"{config.config}: {data.title}",
                 step=step,
+                silent=not first,
             )
             with contextlib.closing(log):
                 if not progress.stopped:
@@ -399,13 +249,22 @@ def main(argv: Sequence[str]) -> int:
     from experiments.cli import parse
 
     config = parse(argv, program="train")
+    import jax
     from rich.console import Console
 
+    from experiments import build
+
+    build.start_processes(config)
+    console = Console(quiet=jax.process_index() > 0)
     if config.model.show_summary:
         from experiments import summary
 
         summary.print_summary(config)
-    train(config, Console())
+    try:
+        train(config, console)
+    except Preempted as stop:
+        console.print(f"{stop}; the same command goes on from there", highlight=False)
+        return stop.exit_code
     return 0
 
 

@@ -1,0 +1,95 @@
+"""One step gives the same loss, parameters and dropout however many devices and processes share the batch."""
+
+import socket
+import subprocess
+import sys
+
+import numpy as np
+from programs import TINY, environment
+
+STEP = """
+import sys, jax, numpy as np
+from experiments import build
+from experiments.config import Config
+import dataclasses
+if len(sys.argv) > 2:
+    build.start_processes(dataclasses.replace(Config(), distributed=True))
+import jax.numpy as jnp, optax
+from jaxunet import UNet, init_state
+from jaxunet.losses import hybrid_loss
+from jaxunet.sharding import global_batch, make_mesh, replicate
+from jaxunet.step import compile_train_step
+
+rng = np.random.default_rng(0)
+batch = {"image": rng.integers(0, 256, (8, 32, 32, 3), np.uint8), "mask": np.zeros((8, 32, 32, 1), np.uint8),
+         "weight": np.ones(8, np.float32)}
+batch["mask"][0, 4:20, 6:18] = 1  # tumour on the first shard only
+rank, count = jax.process_index(), jax.process_count()
+rows = slice(rank * 8 // count, (rank + 1) * 8 // count)
+mesh = make_mesh()
+state = init_state(UNet(base_filters=4, num_layers=3), optax.adam(1e-3, eps=1e-7), seed=0, image_shape=(32, 32, 3))
+state = replicate(state, mesh)
+step = compile_train_step(mesh, loss=hybrid_loss, seed=0)
+losses = []
+for _ in range(2):
+    state, metrics = step(state, global_batch({k: v[rows] for k, v in batch.items()}, mesh))
+    losses.append(float(metrics["loss"]))
+if rank == 0:
+    leaves = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state.params))}
+    np.savez(sys.argv[1], losses=losses, devices=mesh.size, processes=count, **leaves)
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        return s.getsockname()[1]
+
+
+def pair(commands, env, cwd):
+    """Starts two processes of one device that find each other, and waits for both."""
+    port = free_port()
+    processes = [
+        subprocess.Popen(
+            commands,
+            cwd=cwd,
+            env={
+                **env,
+                "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+                "JAX_NUM_PROCESSES": "2",
+                "JAX_PROCESS_ID": str(rank),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=200)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    return outputs
+
+
+def test_two_processes_step_like_one(tmp_path):
+    env = environment(tmp_path)
+    subprocess.run([sys.executable, "-c", STEP, "one.npz"], cwd=tmp_path, env=env, check=True, timeout=200)
+    pair([sys.executable, "-c", STEP, "two.npz", "distributed"], env, tmp_path)
+    one, two = np.load(tmp_path / "one.npz"), np.load(tmp_path / "two.npz")
+    assert (one["devices"], one["processes"], two["devices"], two["processes"]) == (1, 1, 2, 2)
+    for name in set(one.files) - {"devices", "processes"}:
+        np.testing.assert_allclose(one[name], two[name], rtol=1e-5, atol=1e-5)
+
+
+def test_two_processes_train_evaluate_and_write_one_run(tmp_path):
+    env = environment(tmp_path)
+    args = [*TINY, "--train.epochs=2", "--run_dir=run", "--distributed"]
+    outputs = pair([sys.executable, "-m", "experiments.train", *args], env, tmp_path)
+    assert "2 x cpu" in outputs[0]
+    assert "epoch 2" in outputs[0]
+    assert "epoch 2" not in outputs[1]
+    alone = [*TINY, "--train.epochs=2", "--run_dir=alone"]
+    subprocess.run([sys.executable, "-m", "experiments.train", *alone], cwd=tmp_path, env=env, check=True, timeout=200)
+    read = [np.genfromtxt(tmp_path / d / "train_losses.csv", delimiter=",", skip_header=1) for d in ("run", "alone")]
+    np.testing.assert_allclose(read[0], read[1], rtol=1e-4)
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert len(rows) == len((tmp_path / "alone" / "metrics.jsonl").read_text().splitlines())
