@@ -171,6 +171,6 @@ def load_run(run_dir: str | Path, config: Config | None = None) -> Run:
     abstract = jax.eval_shape(
         lambda: init_state(network, optimizer(config), seed=0, image_shape=image_shape(config)).params
     )
-    with Checkpoints(directory / "checkpoints" / "best", keep=1) as best:
+    with Checkpoints(directory / "checkpoints" / "best", keep=None) as best:
         params, record = best.restore(abstract_like(abstract, replicated(mesh)))
     return Run(directory, config, network, params, mesh, manifest, record)

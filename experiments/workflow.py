@@ -79,7 +79,7 @@ def closing(result: dict, directory: Path) -> str:
     lines = [
         "",
         f"{dataset['title']}",
-        f"test Dice over all pixels {result['pixels']['dice']:.4f}; the best single FLAIR threshold reaches {baseline:.4f}",
+        f"test Dice over all pixels {result['pixels']['dice']:.4f} (the best single FLAIR threshold: {baseline:.4f})",
         f"run directory: {directory} (curves *.png, predictions/mini_test/contact_sheet.png, evaluation.json)",
         "next:",
         f"  python -m experiments.predict --run_dir={directory} --infer.images=FOLDER",

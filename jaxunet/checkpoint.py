@@ -8,6 +8,7 @@ process killed while saving leaves the previous checkpoints and no half one.
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,18 +32,27 @@ class Checkpoints:
 
     Args:
       directory: created if missing.
-      keep: how many of the newest to keep; older ones, all written by this class, are removed after a save.
+      keep: how many of the newest to keep; older ones, all written by this class, are removed after a save, and what a
+        killed save left behind is removed at once. None removes nothing: for a reader, beside which another process may
+        be saving.
+
+    Raises:
+      CheckpointError: the directory cannot be read.
     """
 
-    def __init__(self, directory: str | Path, *, keep: int) -> None:
+    def __init__(self, directory: str | Path, *, keep: int | None) -> None:
         self.directory = Path(directory).absolute()
         self.keep = keep
-        self._orbax = ocp.training.Checkpointer(
-            self.directory,
-            save_decision_policy=_Always(),
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-            cleanup_tmp_directories=True,
-        )
+        policies = ocp.training.preservation_policies
+        try:
+            self._orbax = ocp.training.Checkpointer(
+                self.directory,
+                save_decision_policy=_Always(),
+                preservation_policy=policies.PreserveAll() if keep is None else policies.LatestN(keep),
+                cleanup_tmp_directories=keep is not None,
+            )
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"checkpoints in {self.directory} cannot be read: {error}") from error
 
     @property
     def latest(self) -> int | None:
@@ -198,13 +208,13 @@ def load_weights(path: str | Path) -> dict[str, Any]:
     """
     params: dict[str, Any] = {}
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             for name in arrays.files:
                 *layers, leaf = name.split("/")
                 node = params
                 for layer in layers:
                     node = node.setdefault(layer, {})
                 node[leaf] = arrays[name]
-    except (OSError, ValueError, EOFError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path} holds no weights: {error}") from error
     return params

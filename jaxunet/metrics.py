@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxunet.losses.reduction import prepare
+from jaxunet.losses.reduction import prepare, total
 
 
 class PixelSums(NamedTuple):
@@ -59,7 +59,7 @@ def pixel_sums(
     """
     logits, masks, weight = prepare(logits, masks, weight)
     threshold = jnp.asarray(threshold, logits.dtype)
-    predicted = logits > jnp.log(threshold) - jnp.log1p(-threshold)
+    predicted = logits > jnp.log(threshold / (1 - threshold))  # in this form exactly 0 at 0.5
     actual = masks > 0.5
     counted = jnp.broadcast_to(weight > 0, logits.shape)
     probs = jax.nn.sigmoid(logits)
@@ -67,17 +67,17 @@ def pixel_sums(
     def count(pixels: Array) -> Array:
         return jnp.sum(pixels & counted, (1, 2, 3), dtype=jnp.int32)
 
-    def total(values: Array) -> Array:
-        return jnp.sum(jnp.where(counted, values, 0), (1, 2, 3))
+    def soft(values: Array) -> Array:
+        return total(jnp.where(counted, values, 0), "image")
 
     return PixelSums(
         tp=count(predicted & actual),
         fp=count(predicted & ~actual),
         fn=count(~predicted & actual),
         tn=count(~predicted & ~actual),
-        overlap=total(probs * masks),
-        predicted=total(probs),
-        actual=total(masks),
+        overlap=soft(probs * masks),
+        predicted=soft(probs),
+        actual=soft(masks),
     )
 
 

@@ -128,9 +128,7 @@ def with_weight(loss: Loss, rows: int | None = None) -> Loss:
     """
     if "weight" in inspect.signature(loss).parameters:
         return loss
-    return lambda logits, masks, *, weight=None: loss(
-        logits[:rows], masks[:rows].astype(logits.dtype)
-    )
+    return lambda logits, masks, *, weight=None: loss(logits[:rows], masks[:rows].astype(logits.dtype))
 
 
 def compile_train_step(mesh: Mesh, *, loss: Loss, seed: int) -> Callable[[TrainState, Batch], tuple[TrainState, Any]]:

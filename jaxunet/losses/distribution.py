@@ -1,6 +1,6 @@
 """Losses that compare each pixel's probability with its label."""
 
-import jax.numpy as jnp
+import jax
 from jax import Array
 
 from jaxunet.losses.reduction import Reduce, prepare, weighted_mean
@@ -26,5 +26,4 @@ def bce_loss(logits: Array, masks: Array, *, weight: Array | None = None, reduce
     Source: Ronneberger et al. 2015, arXiv 1505.04597.
     """
     logits, masks, weight = prepare(logits, masks, weight)
-    entropy = jnp.maximum(logits, 0) - logits * masks + jnp.log1p(jnp.exp(-jnp.abs(logits)))
-    return weighted_mean(entropy, weight, reduce)
+    return weighted_mean(jax.nn.softplus(logits) - logits * masks, weight, reduce)

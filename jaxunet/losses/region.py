@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxunet.losses.reduction import Reduce, axes, prepare, ratio
+from jaxunet.losses.reduction import Reduce, prepare, ratio, total
 
 
 def dice_loss(
@@ -29,9 +29,9 @@ def dice_loss(
     """
     logits, masks, weight = prepare(logits, masks, weight)
     probs = jax.nn.sigmoid(logits)
-    overlap = jnp.sum(weight * probs * masks, axes(reduce))
-    total = jnp.sum(weight * (probs + masks), axes(reduce))
-    return 1 - ratio(2 * overlap + smooth, total + smooth)
+    overlap = total(weight * probs * masks, reduce)
+    both = total(weight * (probs + masks), reduce)
+    return 1 - ratio(2 * overlap + smooth, both + smooth)
 
 
 def jaccard_loss(
@@ -60,8 +60,8 @@ def jaccard_loss(
     """
     logits, masks, weight = prepare(logits, masks, weight)
     probs = jax.nn.sigmoid(logits)
-    overlap = jnp.sum(weight * probs * masks, axes(reduce))
-    union = jnp.sum(weight * (probs + masks - probs * masks), axes(reduce))
-    empty = jnp.sum(weight * masks, axes(reduce)) == 0
+    overlap = total(weight * probs * masks, reduce)
+    union = total(weight * (probs + masks - probs * masks), reduce)
+    empty = total(weight * masks, reduce) == 0
     smoothing = jnp.where(empty, jnp.maximum(smooth, 1.0), smooth).astype(overlap.dtype)
     return 1 - ratio(overlap + smoothing, union + smoothing)

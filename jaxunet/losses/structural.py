@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxunet.losses.reduction import Reduce, axes, mean_over_images, prepare
+from jaxunet.losses.reduction import Reduce, mean_over_images, prepare
 
 
 def ssim_loss(
@@ -40,7 +40,6 @@ def ssim_loss(
 
     Source: Wang et al. 2004, Image Quality Assessment: From Error Visibility to Structural Similarity, eq. 13.
     """
-    axes(reduce)
     logits, masks, weight = prepare(logits, masks, weight)
     height, width = logits.shape[1:3]
     if min(height, width) < window:
