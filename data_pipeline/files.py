@@ -31,6 +31,7 @@ class Tree:
       hidden: how many hidden files were left out.
       read: returns the bytes of one of `names`; raises `DataError`.
       size: returns the number of bytes of one of `names`.
+      same: whether two of `names` hold the same bytes.
     """
 
     root: str
@@ -38,6 +39,7 @@ class Tree:
     hidden: int
     read: Callable[[str], bytes]
     size: Callable[[str], int]
+    same: Callable[[str, str], bool]
 
     def path(self, name: str) -> str:
         """Returns how a message names a file of the tree."""
@@ -98,13 +100,23 @@ def open_folder(root: str | Path, *, recursive: bool = True) -> Tree:
             else:
                 names.append(prefix + entry.name)
 
+    def size(name: str) -> int:
+        try:
+            return (root / name).stat().st_size
+        except OSError as error:
+            raise DataError(f"cannot read {root / name}: {error.strerror or error}") from error
+
+    def read(name: str) -> bytes:
+        return read_file(root / name)
+
     visit(root, "", frozenset({real_root}))
     return Tree(
         root=str(root),
         names=tuple(sorted(names)),
         hidden=hidden,
-        read=lambda name: read_file(root / name),
-        size=lambda name: (root / name).stat().st_size,
+        read=read,
+        size=size,
+        same=lambda first, second: size(first) == size(second) and read(first) == read(second),
     )
 
 
@@ -125,9 +137,9 @@ def open_archive(path: str | Path) -> Tree:
     members = [member for member in archive.infolist() if not member.is_dir()]
     _check_members(members, path)
     hidden = [member for member in members if any(_is_hidden(part) for part in PurePosixPath(member.filename).parts)]
-    sizes = {member.filename: member.file_size for member in members}
+    shown = {member.filename: member for member in members}
     for member in hidden:
-        del sizes[member.filename]
+        del shown[member.filename]
 
     def read(name: str) -> bytes:
         try:
@@ -135,8 +147,16 @@ def open_archive(path: str | Path) -> Tree:
         except (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
             raise DataError(f"cannot read {name} in {path}: {error}") from error
 
+    def content(name: str) -> tuple[int, int]:
+        return shown[name].file_size, shown[name].CRC
+
     return Tree(
-        root=str(path), names=tuple(sorted(sizes)), hidden=len(hidden), read=read, size=lambda name: sizes[name]
+        root=str(path),
+        names=tuple(sorted(shown)),
+        hidden=len(hidden),
+        read=read,
+        size=lambda name: shown[name].file_size,
+        same=lambda first, second: content(first) == content(second),  # unpacking 2 GB to compare takes half a minute
     )
 
 

@@ -178,6 +178,9 @@ def _open(data: bytes, name: str, expected: str) -> tuple[ImageFile.ImageFile, b
     depth = f"bits={','.join(map(str, bits))}{' float' if floats else ''}"
     try:
         image = _DECODERS[file_format](io.BytesIO(data))
+        if "exif" in image.info and file_format != "TIFF":
+            orientation = image.getexif().get(0x0112, 1)
+        pages = 1 if file_format == "TIFF" else getattr(image, "n_frames", 1)
     except Exception as error:  # whatever a decoder raises on damaged bytes is the same to the reader of the message
         if not plain:
             raise DataError(f"expected {expected}, got {depth}: {name}") from error
@@ -185,11 +188,9 @@ def _open(data: bytes, name: str, expected: str) -> tuple[ImageFile.ImageFile, b
     _check_size(image.width, image.height, name)
     if not plain:  # Pillow would cut 16 bits to 8, or clip
         raise DataError(f"expected {expected}, got mode={image.mode} {depth}: {name}")
-    if "exif" in image.info and file_format != "TIFF":
-        orientation = image.getexif().get(0x0112, 1)
     if orientation != 1:
         raise DataError(f"stored rotated (EXIF orientation {orientation}): {name}; save the pixels upright")
-    if file_format != "TIFF" and (pages := getattr(image, "n_frames", 1)) > 1:
+    if pages > 1:
         raise DataError(f"{pages} pages, expected one image: {name}")
     return image, lossy
 
@@ -213,14 +214,14 @@ def _check_header(file_format: str, data: bytes, name: str) -> tuple[int, ...]:
     """Returns bits a channel of a format other than TIFF, and finds ends cut off, which Pillow forgives."""
     try:
         if file_format == "PNG":
-            if data.rfind(b"IEND\xaeB`\x82") < data.rfind(b"IDAT"):
+            if data.rfind(b"IEND\xaeB`\x82") <= data.rfind(b"IDAT"):
                 raise DataError(f"truncated: {len(data)} bytes without the end of a PNG: {name}")
             width, height, bits = struct.unpack_from(">IIB", data, 16)
             _check_size(width, height, name)
             return (bits,)
         if file_format == "JPEG":
             # Within the compressed pixels 0xff is always followed by 0 or a restart marker.
-            if data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
+            if data.rfind(b"\xff\xd9") <= data.rfind(b"\xff\xda"):
                 raise DataError(f"truncated: {len(data)} bytes without the end of a JPEG: {name}")
             return (8,)
         length, _, _, header_size = struct.unpack_from("<IIII", data, 2)

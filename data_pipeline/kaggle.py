@@ -177,12 +177,11 @@ def _depth_first(name: str) -> tuple[int, str]:
 
 
 def _check_copies(tree: Tree, again: list[tuple[str, str]]) -> str:
-    def differ(pair: tuple[str, str]) -> bool:
-        first, second = pair
-        return tree.size(first) != tree.size(second) or tree.read(first) != tree.read(second)
+    def same(pair: tuple[str, str]) -> bool:
+        return tree.same(*pair)
 
-    for (first, second), different in zip(again, in_threads(differ, again), strict=True):
-        if different:
+    for (first, second), equal in zip(again, in_threads(same, again), strict=True):
+        if not equal:
             raise DataError(
                 f"duplicate slice {PurePosixPath(first).stem} differs: {tree.path(first)} and {tree.path(second)} "
                 "have the same name but other bytes; remove one of them"

@@ -1,8 +1,7 @@
 """The invented patients behind the synthetic phantoms: what differs between them, drawn from (seed, patient).
 
-Geometry is in relative coordinates, whatever the number of pixels: u runs to the image's right, v from front (top of
-the image) to back, and the shorter side of the slice spans -1 to 1; z runs from about -0.78 (base of the skull) to 0.94
-(vertex).
+Geometry is in relative coordinates, whatever the number of pixels: the shorter side of a slice spans -1 to 1, u runs to
+the image's right, v from front (top of the image) to back, z from the base of the skull (-0.78) to the vertex (0.94).
 """
 
 import dataclasses

@@ -1,6 +1,5 @@
 """Writes a source once as ArrayRecord files and opens them: `python -m data_pipeline.prepare --root FOLDER`."""
 
-import argparse
 import contextlib
 import dataclasses
 import fcntl
@@ -10,14 +9,14 @@ import operator
 import os
 import shutil
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from data_pipeline.lgg_mri import NAME, SPLIT, VERSION
+from data_pipeline.progress import track
 from data_pipeline.source import DataError, Source
 
 _METADATA = "metadata.json"
@@ -117,11 +116,12 @@ def prepare(
 
     The folder is named by content. It gets its name when it is complete, so an interrupted run leaves nothing that
     could be taken for a dataset; the next run removes what it left. Of several processes one writes, the others wait.
+    `source.read` is called from several threads.
 
     Args:
       source: slices with their masks.
       cache_dir: where prepared datasets are kept; None: `default_cache_dir()`.
-      progress: show a bar (without a terminal: a line a minute).
+      progress: show on stderr how far it is.
       datasets: folders of the user in which nothing may be written; `cache_dir` must lie outside of them.
 
     Raises:
@@ -149,7 +149,11 @@ def prepare(
             if not path.exists():
                 if exclusive:
                     _remove_leftovers(path.parent)
-                _write(source, fingerprint, top, path, progress)
+                try:
+                    _write(source, fingerprint, top, progress)
+                except OSError:
+                    if not path.exists():  # without a lock another process may have been faster
+                        raise
     prepared = open_prepared(path)
     # The same content may lie elsewhere today: words come from the source that was given.
     return dataclasses.replace(prepared, kind=source.kind, title=source.title, notes=tuple(source.notes))
@@ -187,7 +191,10 @@ def open_prepared(path: str | Path) -> Prepared:
             _records=records,
         )
     except FileNotFoundError as error:
-        raise DataError(f"no prepared dataset in {path}: {_METADATA} is missing") from error
+        raise DataError(
+            f"no prepared dataset in {path}: {_METADATA} is missing; prepare the data again, "
+            "and remove that folder first if it exists"
+        ) from error
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"the prepared dataset {path} is damaged ({_line(error)}); remove that folder and prepare the data again"
@@ -239,11 +246,11 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
 
 def _key(source: Source, fingerprint: str) -> str:
     """The same pixels as another kind of source, or under other patients, are another dataset."""
-    rows = [dataclasses.astuple(record) for record in source.records]
+    rows = [[one.name, one.patient, one.slice, one.site, one.subset] for one in source.records]
     return hashlib.sha256(json.dumps([VERSION, source.kind, fingerprint, rows]).encode()).hexdigest()
 
 
-def _write(source: Source, fingerprint: str, top: Path, path: Path, progress: bool) -> None:
+def _write(source: Source, fingerprint: str, top: Path, progress: bool) -> None:
     image, mask = source.read(0)
     needed = len(source.records) * (image.nbytes + mask.nbytes + 512) + _SPARE_BYTES
     free = shutil.disk_usage(top.parent).free
@@ -255,8 +262,10 @@ def _write(source: Source, fingerprint: str, top: Path, path: Path, progress: bo
     from data_pipeline.lgg_mri import builder  # imports TFDS
 
     extra = {"kind": source.kind, "title": source.title, "notes": list(source.notes), "fingerprint": fingerprint}
-    with _progress(len(source.records), progress) as advance:
-        builder.build(builder.LggMri(source=source, data_dir=top, extra=extra, advance=advance))
+    indices = range(len(source.records))
+    order: Any = track(indices, "preparing slices") if progress else (index for index in indices)
+    with contextlib.closing(order):
+        builder.build(builder.LggMri(source=source, data_dir=top, extra=extra, order=order))
 
 
 @contextlib.contextmanager
@@ -294,76 +303,62 @@ def _remove_leftovers(folder: Path) -> None:
             left.rmdir()
 
 
-@contextlib.contextmanager
-def _progress(total: int, show: bool) -> Iterator[Callable[[int], None]]:
-    """Yields a function that counts: a bar on a terminal, otherwise a line a minute."""
-    if not show:
-        yield lambda count: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console()
-    if console.is_terminal:
-        columns = TextColumn("preparing slices"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task("", total=total)
-            yield lambda count: bar.advance(task, count)
-        return
-    done, said = 0, time.monotonic()
-
-    def advance(count: int) -> None:
-        nonlocal done, said
-        done += count
-        now = time.monotonic()
-        if now - said >= 60:
-            said = now
-            print(f"preparing slices: {done} of {total}", flush=True)
-
-    yield advance
-
-
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Prepares a dataset and prints the data check; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m data_pipeline.prepare", description=(__doc__ or "").split(":")[0])
-    parser.add_argument("--root", help="the data, as data.root in training; without it: synthetic slices")
-    parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), default=(256, 256))
-    parser.add_argument("--channels", type=int, default=3)
-    parser.add_argument(
-        "--resize", action=argparse.BooleanOptionalAction, help="bring other sizes to --size (folders: on, kaggle: off)"
-    )
-    parser.add_argument("--mask-threshold", type=int, help="grey value above which a mask is tumour (unset: 0 and 255)")
-    parser.add_argument("--cache-dir", help=f"where prepared data is kept (default: {default_cache_dir()})")
-    parser.add_argument("--phantom-patients", type=int, default=48, help="patients of the synthetic slices")
-    parser.add_argument("--phantom-seed", type=int, default=0)
-    args = parser.parse_args(argv)
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Write a data set once in the form that training reads (training does it by itself), and print what it holds."""
 
+    root: str | None = None
+    """A kaggle_3m folder, Kaggle's zip, or a folder with image and mask folders; without it the synthetic set."""
+    size: tuple[int, int] = (256, 256)
+    """Height and width of a slice."""
+    channels: Literal[1, 3, 4] = 3
+    """Channels of an image."""
+    resize: bool | None = None
+    """Bring files of another size to `size`; None: for folders, not for kaggle_3m."""
+    mask_threshold: int | None = None
+    """Grey value of a mask above which is tumour; without it masks hold 0 and 255 only."""
+    cache_dir: str | None = None
+    """Where prepared data is kept; None: $XDG_CACHE_HOME/jaxunet or ~/.cache/jaxunet."""
+    phantom_patients: int = 48
+    """Patients of the synthetic set."""
+    phantom_seed: int = 0
+    """Seed of the synthetic set."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code: 0 prepared, 1 bad data, 2 usage, 130 interrupted."""
+    import tyro
     from rich.console import Console
 
+    options = tyro.cli(Options, prog="python -m data_pipeline.prepare", args=argv, use_underscores=True)
     from data_pipeline import check, open_source
 
+    console = Console(soft_wrap=True)
     try:
         source = open_source(
-            args.root,
-            size=tuple(args.size),
-            channels=args.channels,
-            resize=args.resize,
-            mask_threshold=args.mask_threshold,
-            phantom_patients=args.phantom_patients,
-            phantom_seed=args.phantom_seed,
+            options.root,
+            size=options.size,
+            channels=options.channels,
+            resize=options.resize,
+            mask_threshold=options.mask_threshold,
+            phantom_patients=options.phantom_patients,
+            phantom_seed=options.phantom_seed,
         )
-        if args.root is None:
-            Console().print("no --root: SYNTHETIC slices, not patients", style="bold yellow")
-        prepared = prepare(source, args.cache_dir, datasets=[args.root] if args.root else [])
-        Console().print(check.summary(prepared))
-        print(f"prepared in {prepared.path}")
+        if options.root is None:
+            console.print("no --root: SYNTHETIC slices, not patients", style="bold yellow")
+        prepared = prepare(source, options.cache_dir, datasets=[options.root] if options.root else [])
+        console.print(check.summary(prepared))
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted: nothing half-written is used; the same command starts over", file=sys.stderr)
+        return 130
+    print(f"prepared in {prepared.path}")
     return 0
 
 

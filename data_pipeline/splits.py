@@ -1,6 +1,7 @@
 """Which slices train, validate and test: by patient, by site, or by slice as the documented system does."""
 
 import dataclasses
+import functools
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -14,7 +15,7 @@ from data_pipeline.source import DataError
 WAYS = ("patient", "slice", "site")
 SLICES = ("tumour", "all")
 
-_DATED = re.compile(r"(TCGA_[A-Z0-9]{2}_[A-Z0-9]{4})_\d{8}")
+_DATED = re.compile(r"\A(TCGA_[A-Z0-9]{2}_[A-Z0-9]{4})_\d{8}\Z")
 
 
 class Slice(Protocol):
@@ -111,15 +112,18 @@ def split(
     trained = [entry.positives > 0 or slices == "all" for entry in entries]
     if by == "slice":
         train, val, test, notes = _split_slices(entries, trained, rng)
+        counts = [len(part) or len(entries) for part in (train, val, test)]
     else:
         train, val, test, notes = _split_patients(entries, by, rng, test_sites)
+        counts = [len(part) for part in (train, val, test)]
         train, val = ([index for index in part if trained[index]] for part in (train, val))
-    for part, indices in (("training", train), ("validation", val), ("test", test)):
+    for part, indices, count in zip(("training", "validation", "test"), (train, val, test), counts, strict=True):
         # Validation without tumour is legal under "all", where it only makes early stopping blind.
         if not indices or (part != "validation" and not any(entries[index].positives for index in indices)):
+            tumours = sum(entry.positives > 0 for entry in entries)
             raise DataError(
-                f"0 of {len(indices)} {part} masks contain tumour (data.split={by}, {len(entries)} slices in all, "
-                f"{sum(entry.positives > 0 for entry in entries)} with tumour); try another data.split_seed"
+                f"0 of {count} {part} masks contain tumour (data.split={by}, {tumours} of all {len(entries)} do); "
+                f"{'try another data.split_seed' if tumours else 'are these the masks?'}"
             )
     if not any(entries[index].positives for index in val):
         notes.append(f"0 of {len(val)} validation masks contain tumour: early stopping cannot judge the segmentation")
@@ -200,8 +204,12 @@ def _is_fixed(entries: Sequence[Slice]) -> bool:
 
 def _person(entry: Slice) -> str:
     """Two scans of one person (`TCGA_<site>_<patient>_<date>`) are one patient to a split."""
-    match = _DATED.fullmatch(entry.patient)
-    return match[1] if match else entry.patient
+    return _undated(entry.patient)
+
+
+@functools.lru_cache(4096)  # asked for every slice, several times
+def _undated(patient: str) -> str:
+    return _DATED.sub(r"\1", patient)
 
 
 def _sites(entries: Sequence[Slice], by: str) -> dict[str, str]:

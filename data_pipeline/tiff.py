@@ -49,6 +49,8 @@ def read_header(data: bytes, name: str) -> Header:
     Raises:
       DataError: damaged, cut short (even by one byte), several pages, an unknown compression.
     """
+    if data.startswith(b"MM\0+"):  # Pillow takes it for a small TIFF
+        raise DataError(f"a BigTIFF of big-endian byte order is not supported: {name}; save it as an ordinary TIFF")
     try:
         tags, next_page, end = _read_tags(data)
         if end > len(data):
@@ -60,7 +62,7 @@ def read_header(data: bytes, name: str) -> Header:
         tiled = _TILE_OFFSETS in tags
         offsets = tags[_TILE_OFFSETS if tiled else _STRIP_OFFSETS]
         counts = tags[_TILE_BYTES if tiled else _STRIP_BYTES]
-    except struct.error as error:
+    except (struct.error, OverflowError) as error:  # an offset behind the end, or beyond 64 bits
         raise DataError(f"truncated: {len(data)} bytes do not hold the header of a TIFF: {name}") from error
     except (KeyError, IndexError) as error:
         raise DataError(f"damaged TIFF (its header lacks tag {error}): {name}") from error
@@ -110,7 +112,7 @@ def _read_tags(data: bytes) -> tuple[dict[int, tuple[int, ...]], int, int]:
         if (size := length * _SIZES.get(kind, 1)) > word_size:
             (value,) = struct.unpack_from(order + word, data, value)
             end = max(end, value + size)
-        if tag in _WANTED and kind in _INTEGERS and value + size <= len(data):
+        if tag in _WANTED and kind in _INTEGERS and size > 0 and value + size <= len(data):
             tags[tag] = struct.unpack_from(f"{order}{length}{_INTEGERS[kind]}", data, value)
     return tags, next_page, end
 
@@ -124,6 +126,6 @@ def _count_pages(data: bytes) -> int | str:
             seen.add(offset)
             count = struct.unpack_from(order + ("Q" if big else "H"), data, offset)[0]
             (offset,) = struct.unpack_from(order + word, data, offset + (8 if big else 2) + count * entry_size)
-    except struct.error:
+    except (struct.error, OverflowError):
         return f"more than {len(seen) - 1}"
     return len(seen)

@@ -67,8 +67,6 @@ def _apply(config: Config, settings: Mapping[str, Any]) -> Config:
     if options:
         named = {key.removeprefix(f"{_OPTIONS}."): value for key, value in options.items()}
         settings[_OPTIONS] = {**config.train.loss_options, **settings.get(_OPTIONS, {}), **named}
-    elif settings.get("train.loss", config.train.loss) != config.train.loss:
-        settings.setdefault(_OPTIONS, {})  # options belong to their loss
     if settings.get("data.root") is not None:
         settings = {**dict.fromkeys(_FOLDERS), **settings}
     elif any(settings.get(key) is not None for key in _FOLDERS):

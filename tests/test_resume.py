@@ -39,7 +39,7 @@ def checkpoint(run_dir: Path, which: str):
     )
     tree = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    with Checkpoints(run_dir / "checkpoints" / which, keep=9) as checkpoints:
+    with Checkpoints(run_dir / "checkpoints" / which, keep=None) as checkpoints:
         return checkpoints.restore(abstract_like(tree if which == "last" else state.params, sharding))
 
 

@@ -40,19 +40,17 @@ class LggMri(tfds.core.ShardBasedBuilder):
     name = NAME
     VERSION = tfds.core.Version(VERSION)
 
-    def __init__(
-        self, *, source: Source, data_dir: str | Path, extra: Mapping[str, Any], advance: Callable[[int], None]
-    ):
+    def __init__(self, *, source: Source, data_dir: str | Path, extra: Mapping[str, Any], order: Iterator[int]):
         """Prepares nothing yet.
 
         Args:
           source: not empty; its first slice fixes the shape of all.
           data_dir: TFDS writes below it, to `lgg_mri/<version>`.
           extra: written to `metadata.json` beside the records, with one row a slice under `"entries"`.
-          advance: is called with 1 for every slice written.
+          order: yields 0, 1, ... up to the number of slices; the caller sees in it how far the build is.
         """
         self._source = source
-        self._advance = advance
+        self._order = order
         self._extra = dict(extra)
         image, mask = source.read(0)
         self._shapes = image.shape, mask.shape
@@ -99,7 +97,8 @@ class LggMri(tfds.core.ShardBasedBuilder):
         }
 
     def _examples(self, start: int, stop: int) -> Iterator[tuple[int, dict[str, Any]]]:
-        for index, (image, mask, digest) in enumerate(_read_ahead(self._source, range(start, stop)), start):
+        for image, mask, digest in _read_ahead(self._source, range(start, stop)):
+            index = next(self._order)
             record = self._source.records[index]
             self._check(record.name, image, mask)
             self.info.metadata["entries"].append(
@@ -117,7 +116,6 @@ class LggMri(tfds.core.ShardBasedBuilder):
                     "digest": digest,
                 },
             )
-            self._advance(1)
 
     def _check(self, name: str, image: np.ndarray, mask: np.ndarray) -> None:
         for what, array, shape in (("image", image, self._shapes[0]), ("mask", mask, self._shapes[1])):

@@ -1,0 +1,118 @@
+"""The up-convolution and the max-pooling give the values and gradients of the plain forms, ties and NaN included."""
+
+import itertools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxunet.layers import UpConv, max_pool
+
+SHAPES = [(1, 3, 5, 4), (2, 8, 6, 1)]
+
+
+def draw(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def up_params(channels: int, features: int) -> dict[str, np.ndarray]:
+    return {"kernel": draw((2, 2, channels, features), seed=1), "bias": draw((features,), seed=2)}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_up_convolution_is_its_definition(shape):
+    x, params = draw(shape), up_params(shape[-1], 3)
+    out = UpConv(3).apply({"params": params}, x)
+    expected = np.empty((shape[0], 2 * shape[1], 2 * shape[2], 3))
+    for i, j, a, b in itertools.product(range(shape[1]), range(shape[2]), range(2), range(2)):
+        product = x[:, i, j].astype(float) @ params["kernel"][a, b].astype(float)
+        expected[:, 2 * i + a, 2 * j + b] = product + params["bias"]
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_up_convolution_is_flax_conv_transpose_with_the_kernel_flipped(shape):
+    x, params = draw(shape), up_params(shape[-1], 3)
+    cotangent = draw((shape[0], 2 * shape[1], 2 * shape[2], 3), seed=3)
+
+    def value(layer, flip):
+        def run(kernel, bias, x):
+            kernel = kernel[::-1, ::-1] if flip else kernel
+            out = layer.apply({"params": {"kernel": kernel, "bias": bias}}, x)
+            return jnp.sum(out * cotangent), out
+
+        return jax.jit(jax.value_and_grad(run, argnums=(0, 1, 2), has_aux=True))
+
+    ours = value(UpConv(3), flip=False)(params["kernel"], params["bias"], x)
+    flax = value(nn.ConvTranspose(3, (2, 2), strides=(2, 2)), flip=True)(params["kernel"], params["bias"], x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), ours, flax)
+
+
+def test_up_convolution_computes_in_its_dtype_and_keeps_float32_parameters():
+    x = draw((1, 2, 2, 4))
+    layer = UpConv(3, dtype=jnp.bfloat16)
+    params = layer.init(jax.random.key(0), x)["params"]
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
+    out = layer.apply({"params": params}, x)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(out.astype(jnp.float32), UpConv(3).apply({"params": params}, x), atol=0.05)
+
+
+def test_up_convolution_starts_with_zero_bias_and_glorot_uniform_kernels():
+    params = UpConv(64).init(jax.random.key(0), draw((1, 2, 2, 32)))["params"]
+    limit = np.sqrt(6 / (4 * 32 + 4 * 64))
+    assert not params["bias"].any()
+    assert np.abs(params["kernel"]).max() <= limit
+    assert np.std(params["kernel"]) == pytest.approx(limit / np.sqrt(3), rel=0.02)
+
+
+@pytest.mark.parametrize("values", ["random", "few levels", "constant"])
+def test_max_pool_equals_flax_in_value_and_gradient(values):
+    x = draw((2, 8, 6, 3))
+    if values == "few levels":
+        x = np.round(x)  # most windows tie
+    elif values == "constant":
+        x = np.full_like(x, 0.25)
+    cotangent = draw((2, 4, 3, 3), seed=1)
+
+    def flax_pool(x):
+        return nn.max_pool(x, (2, 2), strides=(2, 2))
+
+    def value_and_gradient(pool):
+        out, vjp = jax.vjp(pool, x)
+        return out, vjp(cotangent)[0]
+
+    jax.tree.map(np.testing.assert_array_equal, value_and_gradient(max_pool), value_and_gradient(flax_pool))
+
+
+@pytest.mark.parametrize("high", list(itertools.product([False, True], repeat=4)))
+def test_max_pool_gives_a_tie_to_the_first_pixel_in_row_major_order(high):
+    window = np.where(high, 1.0, 0.0).astype(np.float32)
+    gradient = jax.grad(lambda x: jnp.sum(max_pool(x)))(window.reshape(1, 2, 2, 1)).reshape(-1)
+    first = high.index(True) if any(high) else 0
+    assert gradient.tolist() == [float(i == first) for i in range(4)]
+
+
+@pytest.mark.parametrize("position", range(4))
+def test_max_pool_propagates_nan_from_every_position(position):
+    window = np.ones(4, np.float32)
+    window[position] = np.nan
+    assert np.isnan(max_pool(jnp.asarray(window.reshape(1, 2, 2, 1)))).all()
+
+
+def test_max_pool_has_a_forward_derivative():
+    x, tangent = draw((1, 4, 4, 2)), draw((1, 4, 4, 2), seed=1)
+    out, derivative = jax.jvp(max_pool, (x,), (tangent,))
+    picked = np.zeros_like(np.asarray(out))
+    for i, j, c in itertools.product(range(2), range(2), range(2)):
+        window = x[0, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2, c].reshape(-1)
+        change = tangent[0, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2, c].reshape(-1)
+        picked[0, i, j, c] = change[np.argmax(window)]
+    np.testing.assert_array_equal(derivative, picked)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_max_pool_keeps_the_dtype(dtype):
+    assert max_pool(jnp.zeros((1, 2, 2, 1), dtype)).dtype == dtype

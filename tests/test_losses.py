@@ -1,0 +1,247 @@
+"""Each loss against float64, against documented numbers, and against what can be said of it with pencil and paper."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from jax.test_util import check_grads
+
+from jaxunet.losses import LOSSES, bce_loss, combine, dice_loss, hybrid_loss, jaccard_loss, ssim_loss
+
+SHAPE = (2, 16, 18, 2)
+
+
+def cases() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Logits and masks by name, all of one shape."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(scale=2, size=SHAPE)
+    rows, columns = np.mgrid[: SHAPE[1], : SHAPE[2]]
+    blob = np.broadcast_to(((rows - 8) ** 2 + (columns - 9) ** 2 < 25)[None, :, :, None], SHAPE)
+    one = np.zeros(SHAPE)
+    one[0, 5, 7, 0] = 1
+    pairs = {
+        "random": (noise, rng.random(SHAPE) < 0.3),
+        "blob": (noise + 6 * blob - 3, blob),
+        "soft mask": (noise, rng.random(SHAPE)),
+        "empty": (noise - 3, np.zeros(SHAPE)),
+        "full": (noise, np.ones(SHAPE)),
+        "one pixel": (noise, one),
+        "perfect": (20.0 * (2 * blob - 1), blob),
+        "inverse": (-20.0 * (2 * blob - 1), blob),
+    }
+    return {name: (z.astype(np.float32), np.asarray(g, np.float32)) for name, (z, g) in pairs.items()}
+
+
+CASES = cases()
+WEIGHTS = {
+    "none": None,
+    "sample": np.array([0.25, 1.0], np.float32),
+    "pixel": np.random.default_rng(1).random((*SHAPE[:3], 1)).astype(np.float32),
+}
+
+
+@functools.cache
+def compiled(name: str):
+    return jax.jit(LOSSES[name].fn, static_argnames="reduce")
+
+
+@functools.cache
+def gradient(name: str):
+    return jax.jit(jax.grad(LOSSES[name].fn))
+
+
+@pytest.mark.parametrize("reduce", ["batch", "image"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_value_equals_float64(name, reduce):
+    rtol, atol = oracle.VALUE_TOLERANCE[name]
+    for case, (z, g) in CASES.items():
+        value = compiled(name)(z, g, reduce=reduce)
+        expected = oracle.ORACLES[name](z, g, None, reduce)
+        np.testing.assert_allclose(value, expected, rtol=rtol, atol=atol, err_msg=case)
+
+
+@pytest.mark.parametrize("kind", ["sample", "pixel"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_weighted_value_equals_float64(name, kind):
+    rtol, atol = oracle.VALUE_TOLERANCE[name]
+    weight = WEIGHTS[kind]
+    for case in ("random", "blob", "empty"):
+        z, g = CASES[case]
+        expected = oracle.ORACLES[name](z, g, weight, "batch")
+        np.testing.assert_allclose(compiled(name)(z, g, weight=weight), expected, rtol=rtol, atol=atol, err_msg=case)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_derivatives_equal_finite_differences_in_float64_to_second_order(name):
+    rng = np.random.default_rng(2)
+    z = rng.normal(scale=2, size=(1, 12, 12, 1))
+    g = np.asarray(rng.random(z.shape) < 0.3, float)
+    with jax.enable_x64(True):
+        loss = functools.partial(LOSSES[name].fn, masks=g)
+        check_grads(loss, (z,), order=2, modes=("fwd", "rev"), atol=1e-7, rtol=1e-7, eps=1e-5)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_float32_gradient_equals_float64_gradient(name):
+    rtol, atol = oracle.GRADIENT_TOLERANCE[name]
+    for case in ("random", "blob", "soft mask", "empty", "one pixel"):
+        z, g = CASES[case]
+        single = gradient(name)(z, g)
+        with jax.enable_x64(True):
+            double = gradient(name)(z.astype(np.float64), g.astype(np.float64))
+            assert double.dtype == jnp.float64
+        assert single.dtype == jnp.float32
+        np.testing.assert_allclose(single, double, rtol=rtol, atol=atol, err_msg=case)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("name", LOSSES)
+def test_half_precision_logits_are_computed_in_float32(name, dtype):
+    z, g = CASES["blob"]
+    half = jnp.asarray(z, dtype)
+    value = compiled(name)(half, g)
+    assert value.dtype == jnp.float32
+    np.testing.assert_allclose(value, compiled(name)(half.astype(jnp.float32), g), rtol=1e-6)
+    np.testing.assert_allclose(value, oracle.ORACLES[name](z, g, None, "batch"), atol=1e-2)
+
+
+def test_documented_numbers_of_an_empty_mask():
+    shape = (2, 64, 64, 1)
+    z, g = np.full(shape, np.log(0.01 / 0.99), np.float32), np.zeros(shape, np.float32)
+    assert float(compiled("bce")(z, g)) == pytest.approx(0.0100503, abs=1e-7)
+    assert float(compiled("dice")(z, g)) == pytest.approx(0.9879402, abs=1e-6)
+    assert float(compiled("ssim")(z, g)) == pytest.approx(0.5, abs=1e-5)
+    # The documented Jaccard loss of an empty mask is 1 whatever is predicted; ours is sum(p) / (sum(p) + 1).
+    assert float(compiled("jaccard")(z, g)) == pytest.approx(81.92 / 82.92, abs=1e-6)
+
+
+def test_documented_numbers_of_an_inverse_prediction():
+    g = np.asarray(np.random.default_rng(0).random((2, 64, 64, 1)) < 0.1, np.float32)
+    z = np.where(g == 1, -100, 100).astype(np.float32)
+    assert float(compiled("dice")(z, g)) == pytest.approx(0.9998779, abs=1e-7)
+    assert float(compiled("jaccard")(z, g)) == 1
+    assert float(compiled("bce")(z, g)) == 100  # where the documented system clips at 16.118
+    assert 1 < float(compiled("ssim")(z, g)) < 2  # anticorrelated, so above 1
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_nothing_predicted_of_an_empty_mask_costs_nothing(name):
+    empty = np.zeros(SHAPE, np.float32)
+    assert float(compiled(name)(empty - 1e4, empty)) == 0
+    assert not np.asarray(gradient(name)(empty - 1e4, empty)).any()  # saturated, but no NaN
+
+
+def test_bce_gradient_is_probability_minus_label_over_count():
+    z, g = CASES["random"]
+    expected = (oracle.sigmoid(z) - g) / z.size
+    np.testing.assert_allclose(gradient("bce")(z, g), expected, atol=1e-7)
+    np.testing.assert_allclose(gradient("bce")(0 * z, g), (0.5 - g) / z.size, atol=1e-9)  # where branches meet
+
+
+def test_ssim_of_constants_is_the_luminance_term():
+    c1 = 1e-4
+    for a, b in [(0.01, 0.0), (0.3, 0.8), (0.5, 0.5), (0.9, 1.0)]:
+        z, g = np.full(SHAPE, np.log(a / (1 - a)), np.float32), np.full(SHAPE, b, np.float32)
+        expected = 1 - (2 * a * b + c1) / (a * a + b * b + c1)
+        assert float(compiled("ssim")(z, g)) == pytest.approx(expected, abs=1e-5)
+
+
+def test_overlap_of_identical_and_disjoint_sets():
+    g = np.zeros(SHAPE, np.float32)
+    g[:, :4] = 1
+    identical, disjoint = 1e4 * (2 * g - 1), -1e4 * (2 * g - 1)
+    size, both = g.sum(), g.size
+    assert float(compiled("dice")(identical, g)) == 0
+    assert float(compiled("jaccard")(identical, g)) == 0
+    assert float(compiled("dice")(disjoint, g)) == pytest.approx(1 - 1 / (both + 1), rel=1e-6)
+    assert float(compiled("jaccard")(disjoint, g)) == 1
+    half = 1e4 * (2 * np.roll(g, 2, axis=1) - 1)  # half of each set is common
+    assert float(compiled("jaccard")(half, g)) == pytest.approx(2 / 3, rel=1e-6)
+    assert float(dice_loss(half, g, smooth=0.0)) == pytest.approx(1 / 2, rel=1e-6)
+    assert float(dice_loss(half, g)) == pytest.approx(1 - (size + 1) / (2 * size + 1), rel=1e-6)
+
+
+def test_dice_and_jaccard_are_one_function_of_each_other():
+    for case in ("random", "blob", "one pixel", "soft mask"):
+        z, g = CASES[case]
+        dice, jaccard = 1 - dice_loss(z, g, smooth=1.0), 1 - jaccard_loss(z, g, smooth=0.5)
+        assert float(dice) == pytest.approx(float(2 * jaccard / (1 + jaccard)), rel=1e-5)
+        assert 1 - jaccard_loss(z, g) <= 1 - dice_loss(z, g, smooth=0.0) + 1e-6
+
+
+@pytest.mark.parametrize("name", oracle.SYMMETRIC)
+def test_masks_and_probabilities_may_change_places(name):
+    z1, z2 = CASES["random"][0], CASES["blob"][0]
+    p1, p2 = (oracle.sigmoid(z).astype(np.float32) for z in (z1, z2))
+    np.testing.assert_allclose(compiled(name)(z1, p2), compiled(name)(z2, p1), atol=1e-5)
+
+
+def test_bce_is_symmetric_in_the_two_classes():
+    z, g = CASES["soft mask"]
+    np.testing.assert_allclose(compiled("bce")(z, g), compiled("bce")(-z, 1 - g), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["dice", "jaccard"])
+def test_batch_loss_is_not_the_mean_of_its_parts(name):
+    # Nobody may "simplify" a loss over the global batch to a mean over devices.
+    g = np.zeros((2, 8, 8, 1), np.float32)
+    g[0, :4] = 1
+    z = np.stack([4 * g[0] - 2, np.full((8, 8, 1), -1)]).astype(np.float32)
+    per_image = compiled(name)(z, g, reduce="image")
+    assert abs(float(compiled(name)(z, g)) - float(per_image.mean())) > 0.05
+
+
+def test_jaccard_of_an_image_without_tumour_is_smoothed_by_one():
+    z, g = CASES["one pixel"]
+    p = oracle.sigmoid(z)
+    expected = [1 - p[0, 5, 7, 0] / (p[0].sum() + 1 - p[0, 5, 7, 0]), p[1].sum() / (p[1].sum() + 1)]
+    np.testing.assert_allclose(compiled("jaccard")(z, g, reduce="image"), expected, rtol=2e-6)
+
+
+def test_jaccard_treats_a_batch_whose_only_tumour_has_no_weight_as_empty():
+    z, g = CASES["one pixel"]
+    p = oracle.sigmoid(z[1]).sum()
+    np.testing.assert_allclose(compiled("jaccard")(z, g, weight=np.array([0.0, 1.0])), p / (p + 1), rtol=2e-6)
+
+
+@pytest.mark.parametrize("level", [-12.0, -4.0, 0.0, 4.0])
+def test_hybrid_pushes_every_prediction_on_a_batch_without_tumour_down(level):
+    # The documented Jaccard has gradient zero there, and NaN once the sigmoid underflows.
+    z = np.full(SHAPE, level, np.float32)
+    assert (gradient("hybrid")(z, 0 * z) > 0).all()
+    assert (gradient("jaccard")(z, 0 * z) > 0).all()
+
+
+def test_compound_losses_are_the_documented_means():
+    z, g = CASES["blob"]
+    bce, dice, jaccard, ssim = (float(compiled(name)(z, g)) for name in ("bce", "dice", "jaccard", "ssim"))
+    assert float(compiled("bce_dice")(z, g)) == pytest.approx((bce + dice) / 2, rel=1e-6)
+    assert float(compiled("bce_jaccard")(z, g)) == pytest.approx((bce + jaccard) / 2, rel=1e-6)
+    assert float(compiled("hybrid")(z, g)) == pytest.approx((bce + ssim + jaccard) / 3, rel=1e-6)
+    assert float(hybrid_loss(z, g, weights=(1, 1, 1))) == pytest.approx(bce + ssim + jaccard, rel=1e-6)
+
+
+def test_combine_is_the_weighted_sum_and_itself_a_loss():
+    z, g = CASES["blob"]
+    loss = combine([bce_loss, combine([dice_loss, ssim_loss], [1, 0.5])], [0.3, 2])
+    for reduce in ("batch", "image"):
+        bce, dice, ssim = (compiled(name)(z, g, reduce=reduce) for name in ("bce", "dice", "ssim"))
+        value = loss(z, g, weight=np.ones(2), reduce=reduce)
+        np.testing.assert_allclose(value, 0.3 * bce + 2 * (dice + 0.5 * ssim), rtol=1e-6)
+
+
+def test_combine_refuses_another_number_of_weights():
+    with pytest.raises(ValueError, match="2 terms but 3 weights"):
+        combine([bce_loss, dice_loss], [1, 1, 1])
+    with pytest.raises(ValueError, match="3 terms but 2 weights"):
+        hybrid_loss(*CASES["blob"], weights=(0.5, 0.5))
+
+
+def test_ssim_refuses_images_smaller_than_its_window():
+    small = jnp.zeros((1, 10, 32, 1))
+    with pytest.raises(ValueError, match="11x11 pixels, got 10x32"):
+        ssim_loss(small, small)
+    assert float(ssim_loss(small - 1e4, small, window=7)) == 0
