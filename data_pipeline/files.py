@@ -84,7 +84,7 @@ def open_folder(root: str | Path, *, recursive: bool = True) -> Tree:
         nonlocal hidden
         try:
             with os.scandir(folder) as listing:
-                entries = sorted(listing, key=lambda entry: entry.name)
+                entries = list(listing)
         except OSError as error:
             raise DataError(f"cannot list {folder}: {error.strerror or error}") from error
         for entry in entries:

@@ -224,9 +224,7 @@ def _check_header(file_format: str, data: bytes, name: str) -> tuple[int, ...]:
             if data.rfind(b"\xff\xd9") <= data.rfind(b"\xff\xda"):
                 raise DataError(f"truncated: {len(data)} bytes without the end of a JPEG: {name}")
             return (8,)
-        length, _, _, header_size = struct.unpack_from("<IIII", data, 2)
-        if len(data) < length:
-            raise DataError(f"truncated: {len(data)} of {length} bytes: {name}")
+        (header_size,) = struct.unpack_from("<I", data, 14)
         (bits,) = struct.unpack_from("<H", data, 24 if header_size == 12 else 28)
         return (8 if bits in (24, 32) else bits,)
     except struct.error as error:

@@ -52,5 +52,9 @@ class Source(Protocol):
         ...
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns image `uint8[H, W, C]` and mask `uint8[H, W, 1]` in {0, 1}; raises `DataError`."""
+        """Returns image `uint8[H, W, C]` and mask `uint8[H, W, 1]` in {0, 1}; called from several threads.
+
+        Raises:
+          DataError: the slice cannot be used.
+        """
         ...

@@ -18,7 +18,7 @@ import data_pipeline
 from data_pipeline.prepare import Prepared, prepare
 from data_pipeline.source import Source
 from data_pipeline.splits import Split, split
-from experiments.config import Config, ConfigError, read_run
+from experiments.config import INPUT_PATHS, Config, ConfigError, flatten, read_run
 from experiments.rundir import read_manifest
 from jaxunet.checkpoint import Checkpoints, abstract_like
 from jaxunet.losses import LOSSES
@@ -121,7 +121,8 @@ def dataset(config: Config, *, progress: bool = True) -> Prepared:
             f"model.num_classes={config.model.num_classes}, but every source has masks of 1 class; "
             "train from Python with masks of your own"
         )
-    return prepare(source(config), config.data.cache_dir, progress=progress)
+    places = [path for key in INPUT_PATHS if (path := flatten(config)[key])]
+    return prepare(source(config), config.data.cache_dir, datasets=places, progress=progress)
 
 
 def data_split(config: Config, data: Prepared) -> Split:

@@ -349,7 +349,7 @@ def _print(outcomes: Sequence[Outcome], output_dir: Path, seconds: float, out: "
     if scores := [outcome.dice for outcome in ok if outcome.dice is not None]:
         rows += [[f"mean Dice of {len(scores)} images with a mask", f"{np.mean(scores):.4f}"]]
     rows += [["seconds", f"{seconds:.1f}"], ["images a second", f"{len(outcomes) / max(seconds, 1e-9):.3g}"]]
-    report.table(f"Predictions in {output_dir}", ["", "images"], rows, to=out)
+    report.table(f"Predictions in {output_dir}", ["", "value"], rows, to=out)
 
 
 def raise_failures(outcomes: Sequence[Outcome]) -> None:

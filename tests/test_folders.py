@@ -31,6 +31,12 @@ def test_pictures_of_every_format_are_paired_by_name_with_or_without_suffix(tmp_
             np.testing.assert_array_equal(image, image_pixels(seed))
 
 
+def test_an_image_whose_own_name_ends_in_mask_keeps_it(tmp_path):
+    source = open_folders([write_pair(tmp_path, ["x_mask.png", "x.png"], ["x_mask.png", "x.png"])])
+    assert [record.name for record in source.records] == ["x", "x_mask"]
+    np.testing.assert_array_equal(source.read(1)[1][:, :, 0], mask_pixels(0) > 0)
+
+
 def test_pairs_do_not_depend_on_the_order_of_names(tmp_path):
     # Sorted, "a_mask" stands after "a1_mask" while "a" stands before "a1".
     source = open_folders(

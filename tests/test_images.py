@@ -353,4 +353,4 @@ def test_masks_resize_to_the_nearest_and_images_to_the_mean():
 def test_a_mask_resizes_to_the_pixels_below_the_centres():
     mask = np.zeros((4, 4, 1), np.uint8)
     mask[1, 2] = 1
-    np.testing.assert_array_equal(resize_mask(mask, (8, 8)), mask.repeat(2, 0).repeat(2, 1))
+    np.testing.assert_array_equal(resize_mask(mask, (16, 20)), mask.repeat(4, 0).repeat(5, 1))

@@ -116,30 +116,6 @@ def test_threads_read_what_one_thread_reads(prepared):
             np.testing.assert_array_equal(got["image"], wanted[index])
 
 
-def test_the_order_of_the_source_is_kept_over_several_files(tmp_path, monkeypatch):
-    from data_pipeline.lgg_mri import builder
-
-    monkeypatch.setattr(builder, "SHARD_BYTES", 3 * 8 * 6 * 4)
-    source = Slices()
-    prepared = prepare(source, tmp_path, progress=False)
-    assert len(list(prepared.path.glob("*.array_record-*-of-00004"))) == 4
-    assert [entry.name for entry in prepared.entries] == [record.name for record in source.records]
-    assert all((prepared[index]["image"] == source.read(index)[0]).all() for index in range(10))
-
-
-def test_tfds_reads_the_same_features(prepared):
-    import tensorflow_datasets as tfds
-
-    data = tfds.builder_from_directory(str(prepared.path)).as_data_source("slices")
-    assert len(data) == 10
-    for index, entry in enumerate(prepared.entries):
-        np.testing.assert_array_equal(data[index]["image"], prepared[index]["image"])
-        np.testing.assert_array_equal(data[index]["mask"], prepared[index]["mask"])
-        text = {key: data[index][key].decode() for key in ("name", "patient", "site", "digest")}
-        assert text == {key: getattr(entry, key) for key in text}
-        assert data[index]["slice"] == entry.slice
-
-
 @given(st.dictionaries(st.text(max_size=5), st.binary(max_size=300), max_size=4), st.data())
 def test_examples_are_parsed_as_protobuf_parses_them(features, data):
     from tensorflow_datasets.proto import tf_example_pb2
@@ -209,54 +185,6 @@ def test_a_cache_inside_the_dataset_is_refused_and_nothing_written(tmp_path):
         prepare(Slices(), tmp_path / "data" / "cache", progress=False, datasets=[tmp_path / "data"])
     assert not list((tmp_path / "data").iterdir())
     prepare(Slices(count=1), tmp_path / "data-cache", progress=False, datasets=[tmp_path / "data"])
-
-
-class TestBadSources:
-    def message(self, source, tmp_path):
-        with pytest.raises(DataError) as caught:
-            prepare(source, tmp_path, progress=False)
-        assert not list(tmp_path.rglob("incomplete*"))
-        assert not list(tmp_path.rglob("*array_record*"))
-        return str(caught.value)
-
-    def test_no_slices(self, tmp_path):
-        assert self.message(Slices(count=0), tmp_path).startswith("no slices: tiny slices of a test holds 0 images")
-
-    def test_a_name_twice(self, tmp_path):
-        assert "slice s_001 appears 2 times" in self.message(replaced(Slices(), 4, name="s_001"), tmp_path)
-
-    def test_a_slice_number_beyond_32_bits(self, tmp_path):
-        assert "s_004 has the number 19960909000012" in self.message(
-            replaced(Slices(), 4, slice=19960909000012), tmp_path
-        )
-
-    @pytest.mark.parametrize(
-        ("image", "mask", "message"),
-        [
-            (np.zeros((8, 7, 3), np.uint8), np.zeros((8, 6, 1), np.uint8), "image is uint8[8, 7, 3], but that of"),
-            (np.zeros((8, 6, 3), np.float32), np.zeros((8, 6, 1), np.uint8), "image is float32[8, 6, 3], but that of"),
-            (np.zeros((8, 6, 3), np.uint8), np.zeros((6, 8, 1), np.uint8), "mask is uint8[6, 8, 1], but that of"),
-            (np.zeros((8, 6, 3), np.uint8), np.full((8, 6, 1), 255, np.uint8), "mask holds the value 255"),
-        ],
-    )
-    def test_a_slice_unlike_the_first_is_named(self, tmp_path, image, mask, message):
-        source = Slices()
-        read = source.read
-        source.read = lambda index: (image, mask) if index == 5 else read(index)
-        assert f"slice s_005: {message}" in self.message(source, tmp_path)
-
-    def test_a_file_that_cannot_be_read_is_the_message_and_the_next_run_works(self, tmp_path):
-        source = Slices()
-        read = source.read
-
-        def broken(index):
-            if index == 5:
-                raise DataError("s_005.tif is truncated")
-            return read(index)
-
-        source.read = broken
-        assert self.message(source, tmp_path) == "s_005.tif is truncated"
-        assert len(prepare(Slices(), tmp_path, progress=False)) == 10
 
 
 class TestDisk:
@@ -429,11 +357,6 @@ def test_opening_needs_no_tfds_and_is_fast_for_4000_slices(tmp_path):
         prepared.path,
     )
     assert float(result.stdout) < 0.2
-
-
-def test_preparing_prints_nothing_of_tfds(tmp_path, capfd):
-    prepare(Slices(count=2), tmp_path)
-    assert capfd.readouterr() == ("", "")
 
 
 class TestCommand:

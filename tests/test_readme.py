@@ -1,0 +1,70 @@
+"""What the README promises exists: its commands parse, its example runs, its tables name everything."""
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import cli
+from experiments.config import PRESETS
+from experiments.ini import INI_KEYS
+from jaxunet.losses import LOSSES
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = {language: re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL) for language in ("sh", "python")}
+COMMANDS = [line.split("#")[0].strip() for block in BLOCKS["sh"] for line in block.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if " -m experiments." in c])
+def test_a_command_names_a_program_and_options_that_parse(command):
+    _, _, module, *flags = shlex.split(command)
+    assert importlib.util.find_spec(module)
+    words = [flag for flag in flags if not flag.startswith("--out=")]  # an option of export alone
+    assert len(cli.read_flags(words)) == len(words)
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make ")])
+def test_a_make_command_names_a_target_and_variables_of_the_makefile(command):
+    makefile = (ROOT / "Makefile").read_text()
+    _, target, *variables = shlex.split(command)
+    assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+    for variable in variables:
+        assert re.search(rf"^{variable.split('=')[0]} \?=", makefile, re.MULTILINE)
+
+
+def test_the_library_example_runs_as_it_stands():
+    (example,) = BLOCKS["python"]
+    done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, cwd=ROOT, timeout=240)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_loss_preset_and_ini_key_is_in_a_table():
+    for name in (*LOSSES, *PRESETS):
+        assert f"`{name}`" in README, name
+    for section, key in INI_KEYS:
+        assert f"`[{section}]`" in README, section
+        assert f"`{key}`" in README, key
+
+
+def test_every_link_into_the_repository_leads_somewhere():
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_tested_versions_are_what_the_constraints_say():
+    constraints = (ROOT / "constraints.txt").read_text()
+    assert re.search(r'^jax==0\.10\.\S+ ; python_version < "3\.12"$', constraints, re.MULTILINE)
+    assert re.search(r'^jax==0\.11\.\S+ ; python_version >= "3\.12"$', constraints, re.MULTILINE)
+
+
+def test_the_run_files_of_the_readme_are_those_of_the_run_directory_page():
+    from experiments import rundir
+
+    for name in ("config.json", "manifest.json", "metrics.jsonl", "train_losses.csv", "train_metrics.csv"):
+        assert f"`{name}`" in README
+        assert name in (rundir.__doc__ or "")
