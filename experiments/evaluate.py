@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from jax.sharding import Mesh
 
+    from data_pipeline.prepare import Prepared
     from experiments.build import Run
     from jaxunet.metrics import PixelSums
 
@@ -187,9 +190,10 @@ def patient_table(evaluation: Evaluation, entries: Sequence[Any]) -> str:
 
 
 def evaluate_run(run: "Run", *, progress: bool = True) -> dict[str, Any]:
-    """Evaluates a run's best checkpoint; writes `evaluation.json` and `evaluation_patients.csv` into the run directory.
+    """Evaluates a run's best checkpoint.
 
-    The files of `eval.split=val` and `train` carry the split in their names. `train.eval_dir` moves them.
+    Writes `evaluation.json`, `evaluation_patients.csv` and `evaluation_gallery.png` into the run directory, or into
+    `train.eval_dir`. The files of `eval.split=val` and `train` carry the split in their names.
 
     Args:
       run: of `build.load_run`; its configuration says which split, batch size and threshold.
@@ -250,7 +254,42 @@ def evaluate_run(run: "Run", *, progress: bool = True) -> dict[str, Any]:
         name = "evaluation" if part == "test" else f"evaluation_{part}"
         write_atomically(directory / f"{name}.json", json.dumps(_without_nan(result), indent=1) + "\n")
         write_atomically(directory / f"{name}_patients.csv", patient_table(evaluation, entries))
+        if result["tumour_images"]:
+            draw_gallery(run, data, rows, evaluation.sums, directory / f"{name}_gallery.png")
     return result
+
+
+def draw_gallery(run: "Run", data: "Prepared", rows: Sequence[int], sums: "PixelSums", path: "Path") -> None:
+    """Draws the best, the median and the worst tumour slices by their Dice, with the true outline.
+
+    Args:
+      run: whose network predicts.
+      data: the prepared slices.
+      rows: indices of the evaluated slices in `data`.
+      sums: of these slices.
+      path: the PNG to write.
+    """
+    from experiments.pictures import Case, best_median_worst, gallery
+    from experiments.predict import predictor
+    from jaxunet.metrics import dice_score
+
+    tumour = np.flatnonzero(sums.tp + sums.fn)
+    scores = [float(dice_score(select(sums, i))) for i in tumour]
+    chosen = best_median_worst(scores)
+    examples = [data[rows[tumour[k]]] for _, k in chosen]
+    probabilities = predictor(run)(np.stack([example["image"] for example in examples]))
+    cases = [
+        Case(
+            data.entries[rows[tumour[k]]].name,
+            example["image"],
+            probability[:, :, 0] > run.config.eval.threshold,
+            example["mask"][:, :, 0].astype(bool),
+            dice=scores[k],
+            group=group,
+        )
+        for (group, k), example, probability in zip(chosen, examples, probabilities, strict=True)
+    ]
+    gallery(cases, path, f"{data.title}: tumour slices of the {run.config.eval.split} part")
 
 
 def _without_nan(value: Any) -> Any:

@@ -350,7 +350,8 @@ def test_masks_resize_to_the_nearest_and_images_to_the_mean():
     np.testing.assert_allclose(resize_image(image, (2, 2)), 100, atol=8)
 
 
-def test_a_mask_resizes_to_the_pixels_below_the_centres():
-    mask = np.zeros((4, 4, 1), np.uint8)
-    mask[1, 2] = 1
-    np.testing.assert_array_equal(resize_mask(mask, (16, 20)), mask.repeat(4, 0).repeat(5, 1))
+@pytest.mark.parametrize("size", [(16, 20), (5, 3), (2, 11)])
+def test_a_mask_resizes_to_the_pixels_below_the_centres(size):
+    mask = np.random.default_rng(0).integers(0, 2, (8, 9, 1), np.uint8)
+    rows, columns = (((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip(size, (8, 9), strict=True))
+    np.testing.assert_array_equal(resize_mask(mask, size), mask[rows][:, columns])

@@ -241,6 +241,9 @@ def test_every_class_has_pictures_of_its_own(tmp_path):
     go(run_of(tmp_path / "run", images=tmp_path / "in", output_dir=tmp_path / "out", classes=2))
     first, second = (pixels(tmp_path / "out" / f"a_mask_{k}.png") for k in (0, 1))
     np.testing.assert_array_equal(second, 255 - first)
+    options = {"images": tmp_path / "in", "output_dir": tmp_path / "blurred", "classes": 2, "blur": 0.7}
+    go(run_of(tmp_path / "run", **options))
+    assert pixels(tmp_path / "blurred" / "a_probability_0.png")[7, 12] > 250  # classes are not blurred into each other
 
 
 def test_a_contact_sheet_shows_24_of_many(tmp_path):

@@ -40,6 +40,7 @@ def test_the_workflow_leaves_everything_it_promises(finished, place):
         "train_metrics.png",
         "evaluation.json",
         "evaluation_patients.csv",
+        "evaluation_gallery.png",
         "predictions/mini_test/contact_sheet.png",
     ):
         assert (run_dir / name).stat().st_size > 0, name

@@ -87,6 +87,8 @@ def test_by_patient_no_patient_is_in_both_folders(tree, tmp_path, capsys):
     assert main([str(tree), str(tmp_path / "out"), "--by=patient"]) == 0
     train, test = ({name[:21] for name in names(tmp_path / "out" / part / "image")} for part in ("train", "test"))
     assert train and test and not train & test
+    masks = [path for part in ("train", "test") for path in (tmp_path / "out" / part / "mask").iterdir()]
+    assert len(masks) == 11 and all(np.asarray(Image.open(path)).any() for path in masks)
     assert "note: site EZ has one patient" in capsys.readouterr().out
 
 

@@ -181,6 +181,11 @@ def test_the_site_split_tests_on_the_sites_nearest_to_a_fifth_of_the_patients():
     assert sites_of(REAL, result.val) == {"CS": 2, "DU": 7, "HT": 5}
 
 
+def test_of_sites_that_make_the_same_share_the_fewest_are_taken():
+    entries = volumes({"CS": 1, "DU": 1, "FG": 2, "HT": 6})
+    assert set(sites_of(entries, split(entries, by="site").test)) == {"FG"}
+
+
 def test_the_test_sites_can_be_named():
     assert set(sites_of(REAL, split(REAL, by="site", test_sites=("HT", "EZ")).test)) == {"HT", "EZ"}
 
