@@ -63,6 +63,7 @@ GOOD = [
     (["--run-dir=runs/x"], "run_dir", "runs/x"),
     (["--model.dtype=bfloat16"], "model.dtype", "bfloat16"),
     (["--train.metrics=loss,val_loss"], "train.metrics", ("loss", "val_loss")),
+    (["--train.metrics=loss, val_loss"], "train.metrics", ("loss", "val_loss")),
     (["--train.metrics", "loss", "val_loss"], "train.metrics", ("loss", "val_loss")),
     (["--train.metrics=('loss', 'val_loss')"], "train.metrics", ("loss", "val_loss")),
     (["--data.test_sites=CS,HT", "--data.split=site"], "data.test_sites", ("CS", "HT")),
@@ -213,7 +214,21 @@ def test_code_as_a_path_is_a_name_and_never_runs(key, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "value",
-    ["lambda: 1", "{1: 2}", "(1, (2,))", "b'x'", "1j", "(" * 5000, "9" * 5000, "f'{1}'", "...", "a.b", "nan", "-inf"],
+    [
+        "lambda: 1",
+        "{1: 2}",
+        "(1, (2,))",
+        "b'x'",
+        "1j",
+        "(" * 5000,
+        "-" * 9000 + "1",
+        "9" * 5000,
+        "f'{1}'",
+        "...",
+        "a.b",
+        "nan",
+        "-inf",
+    ],
 )
 def test_an_option_of_a_loss_is_a_plain_finite_literal(value):
     assert "train.loss_options.alpha" in refused(f"--train.loss_options.alpha={value}")

@@ -305,6 +305,7 @@ def test_a_key_that_an_older_version_did_not_know_takes_its_default():
         ({"train": 3}, "unknown key train"),
         ({"model": {"dtype": "float16"}}, "expected one of float32, bfloat16"),
         ({"run_dir": "a\0b"}, "zero byte"),
+        ({"train": {"learning_rate": True}}, "train.learning_rate=True: expected a number"),
         ({"train": {"learning_rate": None}}, "expected a number"),
     ],
 )

@@ -126,6 +126,10 @@ def test_a_threshold_is_a_grey_value(text, ini):
     assert "expected a grey value between 0 and 255" in refused(ini(f"[mask]\nthreshold = {text}\n"))
 
 
+def test_keys_are_told_as_they_are_written(ini):
+    assert refused(ini("[train]\nEpochs = 3\n")) == "my.ini: unknown key [train] Epochs; did you mean epochs?"
+
+
 def test_unknown_sections_and_keys_and_bad_values_are_in_one_message(ini):
     text = refused(ini("[modle]\na = 1\n[train]\nepoch = 3\npatience = 'x'\n[DEFAULT]\nseed = 1\n"))
     assert text.startswith("my.ini: 4 problems:\n")
@@ -201,6 +205,7 @@ def test_a_file_changed_since_training_changes_prediction_but_not_the_network(in
     ini(model.format(2) + mask.format(102) + "[infer]\nimages_dir = 'elsewhere'\n")
     infer = parse([f"--config={path}"], program="predict").infer
     assert (infer.threshold, infer.images) == (0.4, "elsewhere")
+    assert parse([f"--config={path}", "--infer.threshold=0.5"], program="predict").infer.threshold == 0.5
     ini(model.format(4))
     with pytest.raises(ConfigError, match=r"model\.base_filters: 2 in the run, 4 asked"):
         parse([f"--config={path}"], program="predict")
