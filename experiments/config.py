@@ -25,7 +25,17 @@ FORMAT = 1
 LOSS_NAMES = ("bce", "dice", "jaccard", "ssim", "bce_dice", "bce_jaccard", "hybrid")
 """Names `train.loss` knows, as in `jaxunet.losses.LOSSES` (written out because importing that imports jax)."""
 
-METRIC_NAMES = ("loss", "accuracy", "dice_coef", "jaccard", "sensitivity", "specificity", "precision")
+METRIC_NAMES = (
+    "loss",
+    "accuracy",
+    "dice_coef",
+    "jaccard_coef",
+    "dice",
+    "jaccard",
+    "sensitivity",
+    "specificity",
+    "precision",
+)
 """Columns `train.metrics` may name, each also with the prefix `val_`."""
 
 
@@ -113,8 +123,8 @@ class TrainConfig:
     seed: int = 0
     """Seed of the initial weights, the order of the slices and dropout."""
     metrics: tuple[str, str] = ("accuracy", "val_accuracy")
-    """The two columns of train_metrics.csv and its curve: loss, accuracy, dice_coef, jaccard, sensitivity,
-    specificity or precision, with the prefix val_ for validation."""
+    """The two columns of train_metrics.csv and its curve: loss, accuracy, dice_coef, jaccard_coef, dice, jaccard,
+    sensitivity, specificity or precision, with the prefix val_ for validation."""
     eval_dir: str | None = None
     """Where CSV files and curves go. None: the run directory."""
     save_minutes: float = 10.0

@@ -171,7 +171,7 @@ class Meter:
         if not self.console.is_terminal and now - self._last_line >= self.seconds_a_line:
             self._last_line = now
             left = f", {_duration(seconds * (self.total - step))} left at most" if steps > 0 else ""
-            self.console.print(f"step {step} of {self.total}: {text}  {speed}{left}", highlight=False)
+            self.console.print(f"step {step} of {self.total}: {text}  {speed}{left}")
 
 
 def _duration(seconds: float) -> str:

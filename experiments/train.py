@@ -77,13 +77,12 @@ def end_epoch(
     row = progress.history[-1]
     columns = dict.fromkeys(["loss", "val_loss", *trainer.config.train.metrics])
     text = "  ".join(f"{c} {row[c]:.4f}" if row.get(c) is not None else f"{c} undefined" for c in columns)
-    console.print(f"epoch {progress.epoch}: {text}{'  (best)' if better else ''}", highlight=False)
+    console.print(f"epoch {progress.epoch}: {text}{'  (best)' if better else ''}")
     if progress.empty_epochs == EMPTY_EPOCHS:
         console.print(
             f"[bold]warning[/bold]: no positive pixel in {EMPTY_EPOCHS} validation epochs in a row: the network has "
             "collapsed to the empty mask. Try another --train.seed, a lower --train.learning_rate (3e-4), or a region "
             "loss (--train.loss=bce_dice).",
-            highlight=False,
         )
 
 
@@ -135,16 +134,15 @@ def announce(trainer: Trainer, state: "TrainState", directory: Path, console: "C
         f"{config.train.batch_size} slices each",
     }
     for name, text in lines.items():
-        console.print(f"[bold]{name:8}[/bold] {text}", highlight=False, soft_wrap=True)
+        console.print(f"[bold]{name:8}[/bold] {text}")
     for note in split.notes:
-        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+        console.print(f"note: {note}")
     if devices[0].platform == "cpu" and int(state.step) < trainer.total:
         hours = hours_on_cpu(trainer)
         if hours > 0.5:
             console.print(
                 f"[bold]on this CPU all epochs take about {hours:.1f} hours[/bold]; "
                 "--config=demo trains in minutes, --train.epochs=N shortens",
-                highlight=False,
             )
 
 
@@ -225,7 +223,7 @@ def train(config: "Config", console: "Console") -> Progress:
             announce(trainer, state, directory, console)
             step = int(state.step)
             if step:
-                console.print(f"going on after step {step}, epoch {progress.epoch}", highlight=False)
+                console.print(f"going on after step {step}, epoch {progress.epoch}")
             log = RunLog(
                 directory,
                 eval_dir=Path(config.train.eval_dir or directory),
@@ -255,7 +253,7 @@ def main(argv: Sequence[str]) -> int:
     from experiments import build
 
     build.start_processes(config)
-    console = Console(quiet=jax.process_index() > 0)
+    console = Console(quiet=jax.process_index() > 0, soft_wrap=True, highlight=False)
     if config.model.show_summary:
         from experiments import summary
 
@@ -263,7 +261,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         train(config, console)
     except Preempted as stop:
-        console.print(f"{stop}; the same command goes on from there", highlight=False)
+        console.print(f"{stop}; the same command goes on from there")
         return stop.exit_code
     return 0
 

@@ -212,24 +212,10 @@ def test_code_as_a_path_is_a_name_and_never_runs(key, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        "lambda: 1",
-        "{1: 2}",
-        "(1, (2,))",
-        "b'x'",
-        "1j",
-        "(" * 5000,
-        "-" * 9000 + "1",
-        "9" * 5000,
-        "f'{1}'",
-        "...",
-        "a.b",
-        "nan",
-        "-inf",
-    ],
-)
+NOT_PLAIN = ["lambda: 1", "{1: 2}", "(1, (2,))", "b'x'", "1j", "f'{1}'", "...", "a.b", "nan", "-inf", "9" * 5000]
+
+
+@pytest.mark.parametrize("value", [*NOT_PLAIN, "(" * 5000, "-" * 9000 + "1"])
 def test_an_option_of_a_loss_is_a_plain_finite_literal(value):
     assert "train.loss_options.alpha" in refused(f"--train.loss_options.alpha={value}")
 

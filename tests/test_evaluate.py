@@ -7,7 +7,9 @@ import types
 import numpy as np
 import pytest
 
+from experiments.config import METRIC_NAMES
 from experiments.evaluate import Evaluation, batch_means, group_scores, patient_table, summarise
+from experiments.progress import TRACKED
 from jaxunet.metrics import PixelSums
 
 # Four slices of 100 pixels: a good one, a missed one, a clean empty one, an empty one with false alarms.
@@ -82,3 +84,7 @@ def test_patient_table_has_a_row_a_patient_with_its_counts():
         ("b", "2", "0", "0", "0"),
     ]
     assert float(rows[0]["dice"]) == pytest.approx(16 / 30)
+
+
+def test_every_column_that_can_be_asked_for_is_recorded():
+    assert set(METRIC_NAMES) == {"loss", *TRACKED}
