@@ -85,7 +85,7 @@ def train_step(state: TrainState, batch: Batch, *, loss: Loss, seed: int) -> tup
         return loss(logits, batch["mask"], weight=batch["weight"]), logits
 
     (value, logits), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
     updates, opt_state = state.tx.update(grads, state.opt_state, state.params)
     updated = state.replace(step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state)

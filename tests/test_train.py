@@ -1,0 +1,122 @@
+"""What training decides between steps: early stopping, the best epoch, warnings, the log after a kill."""
+
+import io
+import json
+import os
+import signal
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from experiments import train
+from experiments.log import Meter, RunLog
+from experiments.progress import Progress
+from experiments.signals import StopRequest, anywhere
+
+
+def run_epochs(losses, patience=10, **kwargs):
+    progress, better = Progress(), []
+    for step, loss in enumerate(losses, 1):
+        progress.add({"loss": loss + 0.5, "sensitivity": float("nan")})
+        better.append(progress.close_epoch(step, {"loss": loss}, empty=False, patience=patience))
+    return progress, better
+
+
+def test_the_best_epoch_has_the_lowest_validation_loss_and_a_tie_keeps_the_first():
+    progress, better = run_epochs([0.5, 0.3, 0.4, 0.3])
+    assert better == [True, True, False, False]
+    assert (progress.best_epoch, progress.best_loss, progress.stale_epochs) == (2, 0.3, 2)
+
+
+def test_training_stops_after_patience_epochs_without_a_lower_loss():
+    assert not run_epochs([0.3, 0.4, 0.5], patience=3)[0].stopped
+    assert "3 epochs" in run_epochs([0.3, 0.4, 0.5, 0.3], patience=3)[0].stopped
+
+
+def test_an_epochs_score_is_the_mean_over_the_batches_that_define_it():
+    progress = Progress()
+    progress.add({"loss": 1.0, "sensitivity": 0.5})
+    progress.add({"loss": 2.0, "sensitivity": float("nan")})
+    assert progress.means()["loss"] == 1.5
+    assert progress.means()["sensitivity"] == 0.5
+    assert progress.means()["precision"] is None
+
+
+def test_progress_survives_json():
+    progress, _ = run_epochs([0.5, 1 / 3])
+    progress.add({"loss": 0.1})
+    copy = Progress(**json.loads(json.dumps(progress.__dict__)))
+    assert copy == progress
+
+
+def collapse(monkeypatch, epochs):
+    trainer = SimpleNamespace(
+        validate=lambda state: ({"loss": 0.5}, True),
+        best=SimpleNamespace(save=lambda *args: None),
+        config=SimpleNamespace(train=SimpleNamespace(patience=10, metrics=("loss", "val_loss"))),
+    )
+    log = SimpleNamespace(epoch=lambda history: None)
+    text, progress = io.StringIO(), Progress()
+    for step in range(epochs):
+        train.end_epoch(trainer, SimpleNamespace(params=None), step, progress, log, Console(file=text))
+    return text.getvalue()
+
+
+def test_three_validation_epochs_without_a_positive_pixel_print_a_warning_once(monkeypatch):
+    assert "warning" not in collapse(monkeypatch, 2)
+    assert collapse(monkeypatch, 5).count("warning") == 1
+    assert "--train.learning_rate" in collapse(monkeypatch, 3)
+
+
+def test_the_first_signal_asks_and_the_second_ctrl_c_interrupts():
+    with StopRequest().listening() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.name == "SIGINT"
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_single_process_hears_itself_at_every_step():
+    assert anywhere([True, False], step=7) == [True, False]
+
+
+def test_rows_after_the_checkpoint_and_half_written_ones_are_dropped_on_resuming(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.4}\n{"step": 3, "loss": 0.3}\n{"step": 4, "lo')
+    log = RunLog(tmp_path, eval_dir=tmp_path, columns=("loss", "val_loss"), title="t", step=2)
+    log.step({"step": 3, "epoch": 1, "loss": 0.25})
+    log.close()
+    assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [0.5, 0.4, 0.25]
+
+
+def test_a_silent_log_writes_nothing(tmp_path):
+    log = RunLog(tmp_path, eval_dir=tmp_path / "eval", columns=("loss", "val_loss"), title="t", step=0, silent=True)
+    log.step({"step": 1, "epoch": 1, "loss": 0.5})
+    log.epoch([{"step": 1, "epoch": 1, "loss": 0.5, "val_loss": 0.4}])
+    log.sync()
+    log.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_csv_leaves_an_undefined_score_empty(tmp_path):
+    log = RunLog(tmp_path, eval_dir=tmp_path, columns=("sensitivity", "val_sensitivity"), title="t", step=0)
+    log.epoch([{"step": 1, "epoch": 1, "loss": 0.5, "val_loss": 0.4, "sensitivity": None, "val_sensitivity": 0.25}])
+    log.close()
+    assert (tmp_path / "train_metrics.csv").read_text() == "epoch,sensitivity,val_sensitivity\n1,,0.25\n"
+    assert (tmp_path / "train_losses.csv").read_text() == "epoch,loss,val_loss\n1,0.5,0.4\n"
+
+
+def test_where_there_is_no_terminal_a_line_comes_at_most_so_often():
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=False)
+    with Meter(console, total=1000, done=0, images=4, seconds_a_line=3600) as meter:
+        for step in range(1, 100):
+            meter.update(step, "loss 0.5")
+    assert text.getvalue() == ""
+    with Meter(console, total=10, done=0, images=4, seconds_a_line=0) as meter:
+        meter.update(1, "loss 0.5")
+        meter.update(2, "loss 0.4")
+    assert "step 2 of 10: loss 0.4" in text.getvalue()
+    assert "images/s" in text.getvalue()
