@@ -195,8 +195,8 @@ PRESETS: Mapping[str, Config] = {
     # Synthetic slices and a small network: the whole workflow in minutes on two CPU cores.
     "demo": Config(
         config="demo",
-        model=ModelConfig(image_width=96, image_height=96, base_filters=8, num_layers=4),
-        data=DataConfig(slices="all"),
+        model=ModelConfig(image_width=64, image_height=64, base_filters=8, num_layers=4),
+        data=DataConfig(slices="all", phantom_patients=96),
         train=TrainConfig(loss="bce_dice", epochs=12, batch_size=16, metrics=("dice_coef", "val_dice_coef")),
     ),
 }

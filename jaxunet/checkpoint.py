@@ -5,6 +5,7 @@ shape and dtype of every leaf, and what the caller adds. It appears under its na
 process killed while saving leaves the previous checkpoints and no half one.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -113,7 +114,8 @@ class Checkpoints:
 
     def close(self) -> None:
         """Releases orbax's threads."""
-        self._orbax.close()
+        with contextlib.suppress(OSError, ValueError):  # of a failed save, which `save` has raised already
+            self._orbax.close()
 
     def __enter__(self) -> "Checkpoints":
         return self

@@ -1,9 +1,11 @@
 """The network is the documented one: topology, parameter counts, value, dtypes and dropout."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from jaxunet import UNet
 
@@ -41,16 +43,20 @@ def draw_images(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def params():
-    """Of the tiny network on 8x8x3 images, biases included, drawn in NumPy."""
-    model = UNet(**TINY)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+    """Of the tiny network on RGB images, drawn in NumPy, with biases that are far from zero."""
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: rng.normal(scale=0.4, size=leaf.shape).astype(np.float32), shapes)
+    return jax.tree.map(
+        lambda leaf: rng.normal(scale=0.4, size=leaf.shape).astype(np.float32), tiny.params(UNet(**TINY))
+    )
 
 
 @pytest.fixture(scope="module")
 def images():
     return draw_images((2, 8, 8, 3))
+
+
+def infer(model: UNet, params: dict, images: np.ndarray) -> np.ndarray:
+    return np.asarray(jax.jit(model.apply)({"params": params}, images))
 
 
 def test_parameters_per_layer_are_the_documented_ones():
@@ -119,7 +125,7 @@ def reference(params: dict, images: np.ndarray, num_layers: int) -> np.ndarray:
 
 
 def test_forward_pass_equals_a_float64_reference(params, images):
-    logits = UNet(**TINY).apply({"params": params}, images)
+    logits = infer(UNet(**TINY), params, images)
     expected = reference(params, images, TINY["num_layers"])
     assert np.ptp(expected) > 1  # else the comparison would say little
     np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
@@ -127,22 +133,20 @@ def test_forward_pass_equals_a_float64_reference(params, images):
 
 def test_forward_pass_takes_images_that_are_not_square(params):
     images = draw_images((1, 4, 12, 3))
-    logits = UNet(**TINY).apply({"params": params}, images)
+    logits = infer(UNet(**TINY), params, images)
     expected = reference(params, images, TINY["num_layers"])
     np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_uint8_and_float_images_give_the_same_logits(params, images):
     model = UNet(**TINY)
-    np.testing.assert_array_equal(
-        model.apply({"params": params}, images), model.apply({"params": params}, images.astype(np.float32))
-    )
+    np.testing.assert_array_equal(infer(model, params, images), infer(model, params, images.astype(np.float32)))
 
 
 def test_bfloat16_computes_near_float32_and_keeps_parameters_and_logits_float32(params, images):
     half = UNet(**TINY, dtype=jnp.bfloat16)
-    logits = half.apply({"params": params}, images)
-    expected = UNet(**TINY).apply({"params": params}, images)
+    logits = infer(half, params, images)
+    expected = reference(params, images, TINY["num_layers"])
     assert logits.dtype == jnp.float32
     error = np.abs(logits - expected).max() / np.abs(expected).max()
     assert 1e-4 < error < 0.05  # above zero: it did compute in bfloat16
@@ -165,8 +169,6 @@ def test_dropout_rate_grows_with_the_level_and_is_zero_at_full_resolution(params
             rates[context.module.name] = (context.module.rate, context.module.deterministic)
         return next_fun(*args, **kwargs)
 
-    import flax.linen as nn
-
     with nn.intercept_methods(record):
         jax.eval_shape(
             lambda: UNet(**TINY, dropout_rate=0.08).apply(
@@ -185,8 +187,9 @@ def test_dropout_rate_grows_with_the_level_and_is_zero_at_full_resolution(params
     assert not any(deterministic for _, deterministic in rates.values())
 
 
-def test_dropout_is_a_function_of_its_key_and_absent_from_inference(params, images):
-    model = UNet(**TINY, dropout_rate=0.3)
+def test_dropout_is_a_function_of_its_key_and_absent_from_inference(images):
+    model, plain = (UNet(base_filters=2, num_layers=1, dropout_rate=rate) for rate in (0.3, 0.0))
+    params = tiny.params(model)
 
     @jax.jit
     def train(key):
@@ -195,9 +198,9 @@ def test_dropout_is_a_function_of_its_key_and_absent_from_inference(params, imag
     first = train(jax.random.key(1))
     np.testing.assert_array_equal(first, train(jax.random.key(1)))
     assert (first != train(jax.random.key(2))).any()
-    inference = model.apply({"params": params}, images)
+    inference = infer(model, params, images)
     assert (first != inference).any()
-    np.testing.assert_array_equal(inference, UNet(**TINY, dropout_rate=0.0).apply({"params": params}, images))
+    np.testing.assert_array_equal(inference, infer(plain, params, images))
 
 
 def test_kernels_start_as_documented():

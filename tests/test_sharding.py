@@ -1,0 +1,121 @@
+"""One step on 1, 2, 4 and 8 devices is one and the same step: loss and metrics are of the global batch."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+from jax.sharding import AxisType, PartitionSpec
+
+from jaxunet import UNet
+from jaxunet.losses import LOSSES, dice_loss
+from jaxunet.sharding import global_batch, make_mesh, replicate, replicated, split_rows
+from jaxunet.step import compile_eval_step, compile_predict_step, compile_train_step
+
+NETWORK = UNet(base_filters=2, num_layers=1, dropout_rate=0.4)
+# Plain gradient descent: Adam divides each gradient by its size, and with it the rounding of those that are zero.
+DESCENT = optax.sgd(0.1)
+
+
+def lopsided_batch() -> dict[str, np.ndarray]:
+    """Eight images, tumour in the sixth only: on eight devices, seven see none."""
+    batch = tiny.batch(8)
+    batch["mask"][np.arange(8) != 5] = 0
+    return batch
+
+
+@functools.cache
+def compiled(devices: int):
+    mesh = make_mesh(jax.devices()[:devices])
+    step = compile_train_step(mesh, loss=LOSSES["hybrid"].fn, seed=3)
+    return lambda batch: step(replicate(tiny.state(NETWORK, DESCENT), mesh), global_batch(batch, mesh))
+
+
+@functools.cache
+def one_step(devices: int):
+    state, result = compiled(devices)(lopsided_batch())
+    for leaf in jax.tree.leaves((state, result)):
+        assert len(leaf.sharding.device_set) == devices
+        assert leaf.sharding.is_fully_replicated
+    return jax.device_get((state.params, result))
+
+
+def test_tests_run_on_eight_devices():
+    assert len(jax.devices()) == 8
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_a_step_on_many_devices_is_the_step_on_one(devices):
+    params, result = one_step(devices)
+    expected_params, expected = one_step(1)
+    assert float(result["loss"]) == pytest.approx(float(expected["loss"]), rel=1e-6)
+    assert float(result["grad_norm"]) == pytest.approx(float(expected["grad_norm"]), rel=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), params, expected_params)
+    # Row by row the same dropout: another mask would move these sums by whole pixels.
+    np.testing.assert_allclose(result["sums"].predicted, expected["sums"].predicted, rtol=1e-5)
+    for name in ("tp", "fp", "fn", "tn"):
+        np.testing.assert_array_equal(getattr(result["sums"], name), getattr(expected["sums"], name))
+
+
+def test_the_step_moved_the_parameters_and_dropout_differs_between_rows():
+    params, _ = one_step(1)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), params, tiny.params(NETWORK))
+    assert max(jax.tree.leaves(moved)) > 1e-3  # else the comparison above says little
+    batch = lopsided_batch()
+    batch["image"][:] = batch["image"][0]
+    _, result = compiled(1)(batch)
+    assert len(set(result["sums"].predicted.tolist())) == 8
+
+
+@pytest.mark.parametrize("kind", ["weighted", "plain"])
+def test_evaluation_on_many_devices_is_that_on_one_with_padding(kind):
+    def plain(logits, masks):
+        return dice_loss(logits, masks)
+
+    model, batch = UNet(base_filters=4, num_layers=0), tiny.batch(8)
+    batch["weight"][5:] = 0
+    params, results = tiny.params(model), []
+    for devices in (1, 8):
+        mesh = make_mesh(jax.devices()[:devices])
+        evaluate = compile_eval_step(mesh, apply_fn=model.apply, loss=dice_loss if kind == "weighted" else plain)
+        results.append(jax.device_get(evaluate(replicate(params, mesh), global_batch(batch, mesh), rows=5)))
+    (loss, sums), (expected, expected_sums) = results[1], results[0]
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), sums, expected_sums)
+
+
+def test_predictions_stay_on_the_device_of_their_image():
+    model, mesh = UNet(base_filters=2, num_layers=0), make_mesh()
+    params, images = tiny.params(model), tiny.batch(8)["image"]
+    predict = compile_predict_step(mesh, apply_fn=model.apply)
+    probabilities = predict(replicate(params, mesh), global_batch({"image": images}, mesh)["image"])
+    assert probabilities.sharding.is_equivalent_to(split_rows(mesh), 4)
+    np.testing.assert_allclose(
+        probabilities, jax.nn.sigmoid(model.apply({"params": params}, images)), rtol=1e-5, atol=1e-7
+    )
+
+
+def test_the_mesh_has_one_automatic_axis_over_all_devices_in_order():
+    mesh = make_mesh()
+    assert mesh.axis_names == ("data",)
+    assert mesh.axis_types == (AxisType.Auto,)
+    assert list(mesh.devices) == jax.devices()
+    assert list(make_mesh(jax.devices()[::-1]).devices) == jax.devices()
+    assert replicated(mesh).spec == PartitionSpec()
+    assert split_rows(mesh).spec == PartitionSpec("data")
+
+
+def test_global_batch_splits_rows_in_order_and_keeps_dtypes():
+    mesh = make_mesh(jax.devices()[:4])
+    batch = global_batch({"image": np.arange(16, dtype=np.uint8).reshape(8, 2), "weight": np.ones(8, np.float32)}, mesh)
+    assert (batch["image"].dtype, batch["weight"].dtype) == (jnp.uint8, jnp.float32)
+    for index, shard in enumerate(sorted(batch["image"].addressable_shards, key=lambda s: s.device.id)):
+        np.testing.assert_array_equal(shard.data, np.arange(4 * index, 4 * index + 4).reshape(2, 2))
+
+
+def test_global_batch_refuses_rows_that_do_not_divide():
+    with pytest.raises(ValueError, match=r"batch\['mask'\] has 6 rows, which do not divide among 4 devices"):
+        global_batch({"image": np.zeros((8, 2)), "mask": np.zeros((6, 2))}, make_mesh(jax.devices()[:4]))
