@@ -28,6 +28,7 @@ def cases() -> dict[str, tuple[np.ndarray, np.ndarray]]:
         "empty": (noise - 3, np.zeros(SHAPE)),
         "full": (noise, np.ones(SHAPE)),
         "one pixel": (noise, one),
+        "confident": (noise + 12 * (2 * blob - 1), blob),
         "perfect": (20.0 * (2 * blob - 1), blob),
         "inverse": (-20.0 * (2 * blob - 1), blob),
     }
@@ -101,7 +102,7 @@ def test_derivatives_equal_finite_differences_in_float64_to_second_order(name):
 @pytest.mark.parametrize("name", LOSSES)
 def test_float32_gradient_equals_float64_gradient(name):
     rtol, atol = oracle.GRADIENT_TOLERANCE[name]
-    for case in ("random", "blob", "soft mask", "empty", "one pixel"):
+    for case in ("random", "blob", "confident", "soft mask", "empty", "one pixel"):
         z, g = CASES[case]
         single = gradient(name)(z, g)
         with jax.enable_x64(True):
@@ -207,6 +208,14 @@ def test_batch_loss_is_not_the_mean_of_its_parts(name):
     z = np.stack([4 * g[0] - 2, np.full((8, 8, 1), -1)]).astype(np.float32)
     per_image = compiled(name)(z, g, reduce="image")
     assert abs(float(compiled(name)(z, g)) - float(per_image.mean())) > 0.05
+
+
+def test_unsmoothed_dice_of_nothing_at_all_is_defined():
+    loss = functools.partial(dice_loss, smooth=0.0)
+    with jax.debug_nans(True):
+        value, slope = jax.jit(jax.value_and_grad(loss))(np.full(SHAPE, -1e4, np.float32), np.zeros(SHAPE, np.float32))
+    assert float(value) == 1
+    assert not np.asarray(slope).any()
 
 
 def test_jaccard_of_an_image_without_tumour_is_smoothed_by_one():

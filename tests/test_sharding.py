@@ -31,7 +31,14 @@ def lopsided_batch() -> dict[str, np.ndarray]:
 def compiled(devices: int):
     mesh = make_mesh(jax.devices()[:devices])
     step = compile_train_step(mesh, loss=LOSSES["hybrid"].fn, seed=3)
-    return lambda batch: step(replicate(tiny.state(NETWORK, DESCENT), mesh), global_batch(batch, mesh))
+
+    def run(batch):
+        state = replicate(tiny.state(NETWORK, DESCENT), mesh)
+        result = step(state, global_batch(batch, mesh))
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))  # donated
+        return result
+
+    return run
 
 
 @functools.cache

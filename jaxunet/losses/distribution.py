@@ -26,4 +26,6 @@ def bce_loss(logits: Array, masks: Array, *, weight: Array | None = None, reduce
     Source: Ronneberger et al. 2015, arXiv 1505.04597.
     """
     logits, masks, weight = prepare(logits, masks, weight)
-    return weighted_mean(jax.nn.softplus(logits) - logits * masks, weight, reduce)
+    # -log p and -log(1 - p); softplus(z) - g z is shorter and loses the digits of what is right and certain.
+    entropy = masks * jax.nn.softplus(-logits) + (1 - masks) * jax.nn.softplus(logits)
+    return weighted_mean(entropy, weight, reduce)
