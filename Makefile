@@ -10,6 +10,9 @@ DATA ?=
 RUN_DIR ?=
 ARGS ?=
 
+# Two workers, a file each: most tests wait for a compiler that uses one core.
+PARALLEL := -n 2 --dist loadfile
+
 BIN := $(VENV)/bin
 OPTIONS := --config=$(CONFIG) $(if $(DATA),--data.root=$(DATA)) $(if $(RUN_DIR),--run_dir=$(RUN_DIR)) $(ARGS)
 
@@ -19,10 +22,10 @@ train: $(VENV)/.installed
 	@$(BIN)/python -m experiments.workflow $(OPTIONS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest $(PARALLEL) -m ""
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -73,12 +73,10 @@ def create_or_resume(directory: Path, config: Config, data: Prepared, split: Spl
       True if a run is there already.
 
     Raises:
-      ConfigError: the directory holds another configuration, or files that are no run.
+      ConfigError: the directory holds another configuration.
       DataError: the data set has changed since the run began.
     """
     if not (directory / "config.json").exists():
-        _refuse_foreign(directory)
-        directory.mkdir(parents=True, exist_ok=True)
         text = json.dumps(manifest(config, data, split), indent=1)
         write_atomically(directory / "manifest.json", text + "\n")
         write_atomically(directory / "config.json", to_json(config))
@@ -126,8 +124,10 @@ def locked(directory: Path) -> Iterator[None]:
     """Holds the run's lock, which the system releases even after a kill.
 
     Raises:
-      ConfigError: another process trains in this directory.
+      ConfigError: another process trains in this directory, or it holds files that are no run.
     """
+    if not (directory / "config.json").exists():
+        _refuse_foreign(directory)
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "run.lock").open("a+", encoding="utf-8") as file:
         try:

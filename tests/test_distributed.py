@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from programs import TINY, environment
 
 STEP = """
@@ -80,6 +81,7 @@ def test_two_processes_step_like_one(tmp_path):
         np.testing.assert_allclose(one[name], two[name], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_train_evaluate_and_write_one_run(tmp_path):
     env = environment(tmp_path)
     args = [*TINY, "--train.epochs=2", "--run_dir=run", "--distributed"]

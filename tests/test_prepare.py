@@ -382,6 +382,10 @@ class TestCommand:
         interrupted = Slices()
         read = interrupted.read
         interrupted.read = lambda index: signal.raise_signal(signal.SIGINT) if index == 7 else read(index)
-        assert main(["--cache_dir", str(tmp_path)]) == 130
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
+        try:
+            assert main(["--cache_dir", str(tmp_path)]) == 130
+        finally:
+            signal.signal(signal.SIGINT, before)
         assert "interrupted" in capsys.readouterr().err
         assert not list(tmp_path.rglob("*array_record*"))

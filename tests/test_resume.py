@@ -85,7 +85,7 @@ def test_a_run_killed_at_five_moments_ends_like_an_uninterrupted_one(uninterrupt
     same_run(whole, mine)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_finishes_the_step_saves_and_the_same_command_goes_on(uninterrupted, tmp_path, number):
     cache, whole = uninterrupted
     mine = tmp_path / "run"

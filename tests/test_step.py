@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,11 +42,13 @@ def step():
 
 
 def test_initial_state_is_at_step_zero_and_a_function_of_the_seed():
-    first, again, other = (init_state(FLAT, ADAM, seed=seed, image_shape=(16, 16, 3)) for seed in (0, 0, 1))
+    network = nn.Conv(4, (3, 3))  # any network will do, and this one is quick to initialise
+    first, again, other = (init_state(network, ADAM, seed=seed, image_shape=(16, 16, 3)) for seed in (0, 0, 1))
     assert (first.step.dtype, int(first.step)) == (jnp.int32, 0)
     assert {leaf.dtype for leaf in jax.tree.leaves(first.params)} == {jnp.dtype(jnp.float32)}
     jax.tree.map(np.testing.assert_array_equal, first, again)
-    assert (first.params["head"]["kernel"] != other.params["head"]["kernel"]).any()
+    assert first.params["kernel"].shape == (3, 3, 3, 4)
+    assert (first.params["kernel"] != other.params["kernel"]).any()
 
 
 def test_two_steps_are_two_updates_of_adam(step):
@@ -153,6 +156,19 @@ def test_padding_changes_neither_loss_nor_sums_of_an_evaluation(kind):
     for found, expected in zip(sums, expected_sums, strict=True):
         np.testing.assert_allclose(found[:3], expected, rtol=1e-6)
         assert float(found[3]) == 0
+
+
+def test_an_evaluation_by_weight_compiles_once_for_full_and_padded_batches():
+    seen = []
+
+    def counted(logits, masks, *, weight):
+        seen.append(1)
+        return bce_loss(logits, masks, weight=weight)
+
+    evaluate = compile_eval_step(make_mesh(jax.devices()[:1]), apply_fn=FLAT.apply, loss=counted)
+    params, padded = tiny.params(FLAT), BATCH | {"weight": np.array([1, 1, 1, 0], np.float32)}
+    assert evaluate(params, BATCH, rows=4)[0] != evaluate(params, padded, rows=3)[0]
+    assert len(seen) == 1
 
 
 def test_evaluation_has_no_dropout_and_counts_at_its_threshold():
