@@ -28,7 +28,7 @@ batch["mask"][0, 4:20, 6:18] = 1  # tumour on the first shard only
 rank, count = jax.process_index(), jax.process_count()
 rows = slice(rank * 8 // count, (rank + 1) * 8 // count)
 mesh = make_mesh()
-state = init_state(UNet(base_filters=4, num_layers=3), optax.adam(1e-3, eps=1e-7), seed=0, image_shape=(32, 32, 3))
+state = init_state(UNet(base_filters=2, num_layers=2), optax.adam(1e-3, eps=1e-7), seed=0, image_shape=(32, 32, 3))
 state = replicate(state, mesh)
 step = compile_train_step(mesh, loss=hybrid_loss, seed=0)
 losses = []
@@ -39,6 +39,9 @@ if rank == 0:
     leaves = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state.params))}
     np.savez(sys.argv[1], losses=losses, devices=mesh.size, processes=count, **leaves)
 """
+
+
+pytestmark = pytest.mark.timeout(900)
 
 
 def free_port() -> int:
@@ -66,14 +69,14 @@ def pair(commands, env, cwd):
         )
         for rank in range(2)
     ]
-    outputs = [process.communicate(timeout=200)[0] for process in processes]
+    outputs = [process.communicate(timeout=500)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
     return outputs
 
 
 def test_two_processes_step_like_one(tmp_path):
     env = environment(tmp_path)
-    subprocess.run([sys.executable, "-c", STEP, "one.npz"], cwd=tmp_path, env=env, check=True, timeout=200)
+    subprocess.run([sys.executable, "-c", STEP, "one.npz"], cwd=tmp_path, env=env, check=True, timeout=500)
     pair([sys.executable, "-c", STEP, "two.npz", "distributed"], env, tmp_path)
     one, two = np.load(tmp_path / "one.npz"), np.load(tmp_path / "two.npz")
     assert (one["devices"], one["processes"], two["devices"], two["processes"]) == (1, 1, 2, 2)
@@ -90,7 +93,7 @@ def test_two_processes_train_evaluate_and_write_one_run(tmp_path):
     assert "epoch 2" in outputs[0]
     assert "epoch 2" not in outputs[1]
     alone = [*TINY, "--train.epochs=2", "--run_dir=alone"]
-    subprocess.run([sys.executable, "-m", "experiments.train", *alone], cwd=tmp_path, env=env, check=True, timeout=200)
+    subprocess.run([sys.executable, "-m", "experiments.train", *alone], cwd=tmp_path, env=env, check=True, timeout=500)
     read = [np.genfromtxt(tmp_path / d / "train_losses.csv", delimiter=",", skip_header=1) for d in ("run", "alone")]
     np.testing.assert_allclose(read[0], read[1], rtol=1e-4)
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()

@@ -13,6 +13,8 @@ from experiments import build
 from experiments.config import read_run
 from jaxunet.checkpoint import Checkpoints, abstract_like
 
+pytestmark = pytest.mark.timeout(600)
+
 ARGS = (*TINY, "--run_dir=run", "--train.save_minutes=0.0005")
 
 
