@@ -1,14 +1,114 @@
-"""Up-convolution and max-pooling with the documented values, written for XLA.
+"""Convolution, up-convolution and max-pooling with the documented values, written for XLA.
 
 XLA's CPU backend does the gradients of `flax.linen.ConvTranspose` (strided) and of `flax.linen.max_pool`
 (select-and-scatter) slowly, and select-and-scatter has no deterministic form on GPUs. Both layers are small enough to
-be said in operations that every backend does well; the tests compare value and gradient with the plain forms.
+be said in operations that every backend does well. The 3x3 convolution has a form of its own on CPUs only. The tests
+compare value and gradient of each with the plain forms.
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.typing import DTypeLike
+
+WIDE = 64
+"""Channels from which a matrix product is worth the copies that it needs."""
+
+TINY = 8 * 8
+"""Pixels up to which XLA's CPU convolution loses to a matrix product, forward too."""
+
+
+class Conv3x3(nn.Module):
+    """Convolution 3x3 with zero padding: `[B, H, W, C]` to `[B, H, W, features]`; parameters as in `flax.linen.Conv`.
+
+    Attributes:
+      features: number of output channels.
+      dtype: dtype of the computation; parameters are float32.
+    """
+
+    features: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Returns `[B, H, W, features]` in `dtype`."""
+        kernel = self.param("kernel", nn.initializers.he_normal(), (3, 3, x.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        return conv3x3(x, kernel) + bias
+
+
+@jax.custom_vjp
+def conv3x3(x: Array, kernel: Array) -> Array:
+    """`x` `[B, H, W, C]` convolved with `kernel` `[3, 3, C, D]`, zero padding: `[B, H, W, D]`.
+
+    On CPUs the gradient of a wide kernel, and everything on tiny images, is a matrix product: XLA hands those to a
+    routine made for large images and small kernels, at a half to a tenth of what the processor can do. Elsewhere it is
+    `lax.conv_general_dilated`. Differentiable in reverse mode, any number of times.
+    """
+    return lax.platform_dependent(x, kernel, cpu=_forward_cpu, default=_conv)
+
+
+def _conv3x3_fwd(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return conv3x3(x, kernel), (x, kernel)
+
+
+def _conv3x3_bwd(residuals: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, kernel = residuals
+    dx = lax.platform_dependent(x, kernel, g, cpu=_input_gradient_cpu, default=_input_gradient)
+    dkernel = lax.platform_dependent(x, kernel, g, cpu=_kernel_gradient_cpu, default=_kernel_gradient)
+    return dx, dkernel
+
+
+conv3x3.defvjp(_conv3x3_fwd, _conv3x3_bwd)
+
+
+def _conv(x: Array, kernel: Array) -> Array:
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _input_gradient(x: Array, kernel: Array, g: Array) -> Array:
+    return jax.vjp(lambda x: _conv(x, kernel), x)[1](g)[0]
+
+
+def _kernel_gradient(x: Array, kernel: Array, g: Array) -> Array:
+    return jax.vjp(lambda kernel: _conv(x, kernel), kernel)[1](g)[0]
+
+
+def _forward_cpu(x: Array, kernel: Array) -> Array:
+    if not _is_tiny(x):
+        return _conv(x, kernel)
+    patches = _neighbours(_neighbours(x, 2), 1)  # [B, H, W, 3, 3, C]
+    return jnp.tensordot(patches, kernel, 3)
+
+
+def _input_gradient_cpu(x: Array, kernel: Array, g: Array) -> Array:
+    if not _is_tiny(x):
+        return _input_gradient(x, kernel, g)
+    h, w = x.shape[1:3]
+    parts = jnp.einsum("bhwd,ijcd->bhwijc", g, kernel)
+    parts = jnp.pad(parts, ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0), (0, 0)))
+    return sum((parts[:, 2 - i : 2 - i + h, 2 - j : 2 - j + w, i, j] for i in range(3) for j in range(3)), start=0 * x)
+
+
+def _kernel_gradient_cpu(x: Array, kernel: Array, g: Array) -> Array:
+    if min(kernel.shape[2:]) < WIDE:
+        return _kernel_gradient(x, kernel, g)
+    # Three copies of each side do for nine offsets: `x` is shifted along the rows, `g` across them, the other way.
+    blocks = jnp.einsum("bhwjc,bhwid->ijcd", _neighbours(x, 2), _neighbours(g, 1))
+    return blocks[::-1]
+
+
+def _is_tiny(x: Array) -> bool:
+    return x.shape[1] * x.shape[2] <= TINY and x.shape[3] >= WIDE
+
+
+def _neighbours(x: Array, axis: int) -> Array:
+    """Each pixel beside the one before and after it along `axis`, zero outside: a new axis of 3 after the third."""
+    size = x.shape[axis]
+    padded = jnp.pad(x, [(1, 1) if a == axis else (0, 0) for a in range(x.ndim)])
+    return jnp.stack([lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(3)], axis=3)
 
 
 class UpConv(nn.Module):

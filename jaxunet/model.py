@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from jaxunet.layers import UpConv, max_pool
+from jaxunet.layers import Conv3x3, UpConv, max_pool
 
 
 class UNet(nn.Module):
@@ -70,13 +70,7 @@ class UNet(nn.Module):
 
     def _convolutions(self, x: Array, level: int, path: str, train: bool) -> Array:
         for number in (1, 2):
-            conv = nn.Conv(
-                self._filters(level),
-                (3, 3),
-                dtype=self.dtype,
-                kernel_init=nn.initializers.he_normal(),
-                name=f"{path}{level}_conv{number}",
-            )
+            conv = Conv3x3(self._filters(level), dtype=self.dtype, name=f"{path}{level}_conv{number}")
             x = nn.relu(conv(x))
             if number == 1:
                 x = nn.Dropout(self.dropout_rate * level, deterministic=not train, name=f"{path}{level}_dropout")(x)

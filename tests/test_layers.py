@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunet.layers import UpConv, max_pool
+from jaxunet.layers import Conv3x3, UpConv, conv3x3, max_pool
 
 SHAPES = [(1, 3, 5, 4), (2, 8, 6, 1)]
 
@@ -118,3 +118,37 @@ def test_max_pool_has_a_forward_derivative():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_max_pool_keeps_the_dtype(dtype):
     assert max_pool(jnp.zeros((1, 2, 2, 1), dtype)).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("shape", "features"),
+    [((2, 8, 8, 64), 80), ((2, 4, 6, 128), 64), ((1, 16, 12, 64), 72), ((2, 8, 8, 5), 7), ((2, 2, 2, 64), 64)],
+)
+def test_convolution_is_flax_conv_in_value_and_gradient(shape, features):
+    x, kernel = draw(shape), draw((3, 3, shape[-1], features), seed=1)
+    bias, cotangent = draw((features,), seed=2), draw((*shape[:3], features), seed=3)
+
+    def value(layer):
+        def run(params, x):
+            out = layer.apply({"params": params}, x)
+            return jnp.sum(out * cotangent), out
+
+        return jax.jit(jax.grad(run, argnums=(0, 1), has_aux=True))
+
+    params = {"kernel": kernel, "bias": bias}
+    ours, plain = value(Conv3x3(features))(params, x), value(nn.Conv(features, (3, 3)))(params, x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * abs(b).max()), ours, plain)
+
+
+def test_convolution_has_second_derivatives():
+    x, kernel = draw((1, 4, 4, 64)), draw((3, 3, 64, 64), seed=1) * 0.01
+
+    def slope(function):
+        energy = lambda k: jnp.sum(function(x, k) ** 3)  # noqa: E731
+        return jax.grad(lambda k: jnp.sum(jax.grad(energy)(k) ** 2))(kernel)
+
+    ours, plain = (
+        slope(conv3x3),
+        slope(lambda x, k: nn.Conv(64, (3, 3), use_bias=False).apply({"params": {"kernel": k}}, x)),
+    )
+    np.testing.assert_allclose(ours, plain, rtol=1e-3, atol=1e-4 * abs(plain).max())
