@@ -25,7 +25,16 @@ class Slices(Protocol):
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
-    """Returns the number of full global batches in `count` slices; the incomplete rest of an epoch is dropped."""
+    """Returns the number of full global batches in `count` slices; the incomplete rest of an epoch is dropped.
+
+    Raises:
+      DataError: fewer slices than one global batch.
+    """
+    if count < batch_size:
+        raise DataError(
+            f"{count} samples < global batch {batch_size}: a training epoch needs at least one full batch; "
+            "use a smaller batch size or more data"
+        )
     return count // batch_size
 
 
@@ -78,11 +87,6 @@ def train_batches(
         raise ValueError(f"seed {seed}, start_step {start_step} and threads {threads} must not be negative")
     chosen = np.asarray(indices, np.int64)
     steps = steps_per_epoch(len(chosen), batch_size)
-    if not steps:
-        raise DataError(
-            f"{len(chosen)} samples < global batch {batch_size}: a training epoch needs at least one full batch; "
-            "use a smaller batch size or more data"
-        )
 
     @functools.lru_cache(maxsize=2)  # near the end of an epoch the threads already read from the next
     def order(epoch: int) -> np.ndarray:

@@ -52,7 +52,8 @@ class Progress:
         self.history.append({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
         self.totals = {}
         self.empty_epochs = self.empty_epochs + 1 if empty else 0
-        better = self.best_loss is None or validation["loss"] < self.best_loss
+        # A loss that is no number is never the best, except for want of another: then any number is better.
+        better = self.best_loss is None or math.isnan(self.best_loss) or validation["loss"] < self.best_loss
         if better:
             self.best_loss, self.best_epoch, self.stale_epochs = validation["loss"], self.epoch, 0
         else:

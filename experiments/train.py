@@ -212,7 +212,7 @@ def train(config: "Config", console: "Console") -> Progress:
     directory = run_directory(config)
     data = build.dataset(config, progress=first)
     split = build.data_split(config, data)
-    steps_per_epoch(len(split.train), config.train.batch_size)
+    steps_per_epoch(len(split.train), config.train.batch_size)  # too few are said before anything is written
     with locked(directory) if first else contextlib.nullcontext():
         if first:
             create_or_resume(directory, config, data, split)

@@ -42,6 +42,7 @@ def infer(run: "Run", data: "Prepared") -> None:
         images=str(directory / "image"),
         masks=str(directory / "mask"),
         output_dir=str(run.directory / "predictions" / "mini_test"),
+        merged_dir=None,
         overwrite=True,  # by these ten names only this program writes there
     )
     config = dataclasses.replace(run.config, infer=options)
