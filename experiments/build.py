@@ -3,7 +3,6 @@
 import dataclasses
 import importlib
 import inspect
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,18 +24,6 @@ from jaxunet.losses import LOSSES
 from jaxunet.model import UNet
 from jaxunet.sharding import make_mesh, replicated
 from jaxunet.step import init_state
-
-
-def start_processes(config: Config) -> None:
-    """Joins the other processes of a distributed run, before any device is touched.
-
-    On Slurm, Kubernetes and TPU pods JAX finds the coordinator itself; elsewhere `JAX_COORDINATOR_ADDRESS`
-    (host:port), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` name it.
-    """
-    if not config.distributed:
-        return
-    address, count, rank = (os.environ.get(f"JAX_{n}") for n in ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID"))
-    jax.distributed.initialize(address, int(count) if count else None, int(rank) if rank else None)
 
 
 def model(config: Config) -> UNet:

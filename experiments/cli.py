@@ -25,7 +25,7 @@ _FREE |= {"train.eval_dir", "model.show_summary"}
 _FOLDERS = tuple(key for key in cfg.INPUT_PATHS if key != "data.root")
 
 
-def parse(argv: Sequence[str] | None = None, *, program: str = "train", base: Config | None = None) -> Config:
+def parse(argv: Sequence[str] | None = None, *, program: str = "train") -> Config:
     """Returns the checked configuration that a command line asks for.
 
     A later word wins: preset or .ini file, then flags. `--help` prints every option with its default and exits.
@@ -36,7 +36,6 @@ def parse(argv: Sequence[str] | None = None, *, program: str = "train", base: Co
       program: `train`, or a program that uses a finished run (`evaluate`, `predict`, `infer`, `summary`): it starts
         from the `config.json` of its run, and only what does not decide the weights can be told anew. `summary`
         without a run describes the configuration that is asked for.
-      base: the run's configuration where the caller has read it already.
 
     Raises:
       ConfigError: all unknown keys and wrong types in one message, or else all values out of range.
@@ -47,7 +46,8 @@ def parse(argv: Sequence[str] | None = None, *, program: str = "train", base: Co
         raise SystemExit(0)
     flags = read_flags(words)
     asked = _start(flags)
-    if base is None and program != "train":
+    base = None
+    if program != "train":
         run_dir = cfg.run_directory(asked)
         if program != "summary" or "run_dir" in flags or (run_dir / "config.json").exists():
             base = cfg.read_run(run_dir)

@@ -248,7 +248,9 @@ def override(config: Config, settings: Mapping[str, Any]) -> Config:
 
 def to_json(config: Config) -> str:
     """Returns the text of `config.json`: `{"format": 1, "train": {"epochs": ...}, ...}`."""
-    return json.dumps({"format": FORMAT, **dataclasses.asdict(config)}, indent=2) + "\n"
+    # who joins is the matter of each start: a run of many hosts is evaluated on one
+    stored = dataclasses.replace(config, distributed=False)
+    return json.dumps({"format": FORMAT, **dataclasses.asdict(stored)}, indent=2) + "\n"
 
 
 def from_json(text: str, *, name: str = "config.json") -> Config:
@@ -305,7 +307,7 @@ def read_run(run_dir: str | Path) -> Config:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
-    return dataclasses.replace(from_json(text, name=str(path)), run_dir=str(run_dir))
+    return dataclasses.replace(from_json(text, name=str(path)), run_dir=str(run_dir), distributed=False)
 
 
 def expand(key: str, value: Any) -> Any:

@@ -209,53 +209,50 @@ def evaluate_run(run: "Run", *, progress: bool = True) -> dict[str, Any]:
 
     import jax
     from rich.console import Console
-    from rich.progress import track
 
     from data_pipeline.check import threshold_baseline
     from data_pipeline.loader import eval_batches
-    from data_pipeline.source import DataError
-    from experiments import build
-    from experiments.rundir import write_atomically
+    from experiments import build, report
+    from experiments.limits import check_devices
+    from experiments.rundir import claim, saved_split, write_atomically
     from jaxunet.step import compile_eval_step
 
-    config = run.config
-    data = build.dataset(config, progress=progress)
-    if data.fingerprint != run.manifest["dataset"]["fingerprint"]:
-        raise DataError(
-            f"the data set is not the one of {run.directory}: fingerprint "
-            f"{run.manifest['dataset']['fingerprint'][:12]} there, {data.fingerprint[:12]} here"
-        )
-    index = {entry.name: i for i, entry in enumerate(data.entries)}
-    parts = {p: [index[name] for name in run.manifest["split"][p]] for p in ("train", "val", "test")}
+    config, first = run.config, jax.process_index() == 0
+    check_devices(config, run.mesh.size, ["eval.batch_size"])
+    data = build.dataset(config, progress=progress and first)
+    split = saved_split(run.directory, data)
     part, size = config.eval.split, config.eval.batch_size
-    rows = parts[part]
+    rows = list(getattr(split, part))
+    name = "evaluation" if part == "test" else f"evaluation_{part}"
+    files = [f"{name}{ending}" for ending in (".json", "_patients.csv", "_gallery.png")]
+    directory = Path(config.train.eval_dir or run.directory)
+    if first:
+        claim(directory, run.directory, files)
     entries = [data.entries[i] for i in rows]
     loss = build.loss(config)
     step = compile_eval_step(run.mesh, apply_fn=run.model.apply, loss=loss, threshold=config.eval.threshold)
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    batches: Iterable[Any] = eval_batches(data, rows, batch_size=size, threads=config.data.threads, **processes)
-    if progress and Console().is_terminal:
-        batches = track(batches, description=f"evaluating {part}", total=-(-len(rows) // size), transient=True)
-    evaluation = evaluate_batches(step, run.params, batches, mesh=run.mesh, count=len(rows), batch_size=size)
-    whole = run.manifest["split"]["by"] != "slice" and part == "test"
-    threshold, baseline = threshold_baseline(data, parts["train"], rows)
+    batches = eval_batches(data, rows, batch_size=size, threads=config.data.threads, **processes)
+    console = None if progress and first else Console(quiet=True)
+    with report.progress(f"evaluating {part}", -(-len(rows) // size), to=console) as advance:
+        evaluation = evaluate_batches(
+            step, run.params, batches, mesh=run.mesh, count=len(rows), batch_size=size, advance=advance
+        )
+    threshold, baseline = threshold_baseline(data, list(split.train), rows)
     result = {
         "dataset": run.manifest["dataset"],
-        "split": {"by": run.manifest["split"]["by"], "part": part},
+        "split": {"by": split.by, "part": part},
         "checkpoint": run.best,
         "threshold": config.eval.threshold,
         "loss_name": config.train.loss,
-        **summarise(evaluation, entries, whole_volumes=whole),
+        **summarise(evaluation, entries, whole_volumes=split.whole_volumes and part == "test"),
         "flair_threshold": {"threshold": threshold, "pixel_dice": baseline},
     }
-    if jax.process_index() == 0:
-        directory = Path(config.train.eval_dir or run.directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        name = "evaluation" if part == "test" else f"evaluation_{part}"
-        write_atomically(directory / f"{name}.json", json.dumps(_without_nan(result), indent=1) + "\n")
-        write_atomically(directory / f"{name}_patients.csv", patient_table(evaluation, entries))
+    if first:
+        write_atomically(directory / files[0], json.dumps(_without_nan(result), indent=1) + "\n")
+        write_atomically(directory / files[1], patient_table(evaluation, entries))
         if result["tumour_images"]:
-            draw_gallery(run, data, rows, evaluation.sums, directory / f"{name}_gallery.png")
+            draw_gallery(run, data, rows, evaluation.sums, directory / files[2])
     return result
 
 
@@ -303,7 +300,8 @@ def print_table(result: Mapping[str, Any]) -> None:
     """Prints the scores, each column named for what it averages over."""
     from experiments import report
 
-    columns = {f"batches of {result['batches']['batch_size']} (documented)": result["batches"]}
+    documented = " (documented)" if result["threshold"] == 0.5 else ""
+    columns = {f"batches of {result['batches']['batch_size']}{documented}": result["batches"]}
     columns["all pixels"] = result["pixels"]
     columns[f"mean of {result['images']} slices"] = {k: v["mean"] for k, v in result["slices"].items()}
     tumour = {k: v["mean"] for k, v in result["tumour_slices"].items()}
@@ -337,13 +335,15 @@ def main(argv: Sequence[str]) -> int:
     from experiments.config import run_directory
 
     config = parse(argv, program="evaluate")
-    from experiments import build
-    from experiments.limits import check_devices
+    import jax
 
-    build.start_processes(config)
-    run = build.load_run(run_directory(config), config)
-    check_devices(config, run.mesh.size, ["eval.batch_size"])
-    print_table(evaluate_run(run))
+    from experiments import build
+    from experiments.processes import start_processes
+
+    start_processes(config)
+    result = evaluate_run(build.load_run(run_directory(config), config))
+    if jax.process_index() == 0:
+        print_table(result)
     return 0
 
 

@@ -30,12 +30,11 @@ _OUTPUT_PATHS = ("run_dir", "data.cache_dir", "train.eval_dir", "infer.output_di
 _PAIRS = (("data.train_images", "data.train_masks"), ("data.test_images", "data.test_masks"))
 
 
-def validate(config: Config, device_count: int | None = None) -> Config:
+def validate(config: Config) -> Config:
     """Returns `config` if every value has its type and lies in its range.
 
     Args:
       config: what to check; paths are compared, not opened.
-      device_count: where known, `train.batch_size` and `eval.batch_size` must divide among so many devices.
 
     Raises:
       ConfigError: all problems in one message, a line each.
@@ -48,15 +47,11 @@ def validate(config: Config, device_count: int | None = None) -> Config:
             problems.append(f"{key}={values[key]!r}: expected {error}")
     if not problems:  # a range can be told of a value of the right type only
         problems = [*_numbers(config), *_sizes(config), *_names(config), *_paths(config)]
-        if device_count is not None:
-            problems += _devices(config, device_count, ("train.batch_size", "eval.batch_size"))
     cfg.raise_problems(problems)
     return config
 
 
-def check_devices(
-    config: Config, device_count: int, keys: Sequence[str] = ("train.batch_size", "eval.batch_size")
-) -> None:
+def check_devices(config: Config, device_count: int, keys: Sequence[str]) -> None:
     """Checks that every batch divides among the devices.
 
     Args:
@@ -163,7 +158,9 @@ def _paths(config: Config) -> Iterator[str]:
         yield "data.root and data.train_images are both set: give one of them"
     if values["infer.masks"] is not None and values["infer.images"] is None:
         yield "infer.masks is set without infer.images: give both"
-    for key in _OUTPUT_PATHS:
-        for source in (*cfg.INPUT_PATHS, "infer.images", "infer.masks"):
-            if key in usable and usable[key] == usable.get(source):
+    for key in usable.keys() & set(_OUTPUT_PATHS):
+        for source in usable.keys() & {*cfg.INPUT_PATHS, "infer.images", "infer.masks"}:
+            if usable[key] == usable[source]:
                 yield f"{key}={values[key]} is also {source}: nothing is written into a folder that is read"
+            elif source in cfg.INPUT_PATHS and usable[key].startswith(usable[source].rstrip(os.sep) + os.sep):
+                yield f"{key}={values[key]} lies in {source}={values[source]}: nothing is written into a data set"

@@ -17,6 +17,10 @@ from experiments.rundir import write_atomically
 
 Row = Mapping[str, Any]
 
+TABLES = ("train_losses", "train_metrics")
+RESULTS = tuple(f"{name}.{kind}" for name in TABLES for kind in ("csv", "png"))
+"""The files of a run that `train.eval_dir` can send elsewhere while it trains."""
+
 
 class Events(Protocol):
     """The part of a TensorBoard writer that is used."""
@@ -82,7 +86,7 @@ class RunLog:
             return
         from experiments import report  # matplotlib takes a second to import
 
-        for name, columns in (("train_losses", ("loss", "val_loss")), ("train_metrics", self.columns)):
+        for name, columns in zip(TABLES, (("loss", "val_loss"), self.columns), strict=True):
             write_atomically(self.eval_dir / f"{name}.csv", _csv(history, ("epoch", *columns)))
             report.curves(history, self.eval_dir / f"{name}.png", title=self.title, columns=columns)
 

@@ -381,8 +381,9 @@ def main(argv: Sequence[str], *, program: str = "predict") -> int:
     import jax
 
     from experiments import build
+    from experiments.processes import start_processes
 
-    build.start_processes(config)
+    start_processes(config)
     run = build.load_run(run_directory(config), config)
     raise_failures(predict_run(run, share=(jax.process_index(), jax.process_count())))
     return 0

@@ -71,22 +71,6 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, 
     (to or console()).print(grid)
 
 
-def log_table(title: str, scores: Mapping[str, Any], *, to: Console | None = None) -> None:
-    """Prints scores.
-
-    Args:
-      title: one line above the table; names the data and the split.
-      scores: `{"dice": 0.8}`, a row a score, or `{"all slices": {"dice": 0.8}, ...}`, a row a score and a column a
-        group. A score that a group lacks is a dash.
-      to: the console; default standard output.
-    """
-    grouped = bool(scores) and all(isinstance(value, Mapping) for value in scores.values())
-    groups = dict(scores) if grouped else {"value": scores}
-    names = dict.fromkeys(name for values in groups.values() for name in values)
-    rows = [[name, *(values.get(name) for values in groups.values())] for name in names]
-    table(title, ["score", *groups], rows, to=to)
-
-
 @contextlib.contextmanager
 def progress(description: str, total: int, *, to: Console | None = None) -> Iterator[Callable[[], None]]:
     """Shows the progress of a loop: a bar on a terminal, elsewhere a line a minute at most.

@@ -184,12 +184,13 @@ def _cell(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.4f}"
 
 
-def train(config: "Config", console: "Console") -> Progress:
+def train(config: "Config", console: "Console", batch_sizes: Sequence[str] = ("train.batch_size",)) -> Progress:
     """Trains a configuration in its run directory, or goes on where it stopped.
 
     Args:
       config: checked by `experiments.limits.validate`.
       console: where to print.
+      batch_sizes: keys of the batches that must divide among the devices.
 
     Returns:
       The progress at the end.
@@ -201,65 +202,72 @@ def train(config: "Config", console: "Console") -> Progress:
 
     from data_pipeline.loader import steps_per_epoch
     from experiments import build
-    from experiments.config import run_directory
+    from experiments.config import identity, run_directory
     from experiments.limits import check_devices
-    from experiments.log import RunLog
-    from experiments.rundir import create_or_resume, locked
+    from experiments.log import RESULTS, RunLog
+    from experiments.processes import agree, together
+    from experiments.rundir import check_directory, claim, locked, record_start, saved_split
 
-    check_devices(config, jax.device_count(), ["train.batch_size"])
-    build.loss(config)  # a wrong path or option is said before any work is done
-    first = jax.process_index() == 0
-    directory = run_directory(config)
-    data = build.dataset(config, progress=first)
-    split = build.data_split(config, data)
-    steps_per_epoch(len(split.train), config.train.batch_size)  # too few are said before anything is written
-    with locked(directory) if first else contextlib.nullcontext():
-        if first:
-            create_or_resume(directory, config, data, split)
-        trainer = Trainer(config, data, split, directory)
-        try:
-            state, progress = trainer.start()
+    directory, first = run_directory(config), jax.process_index() == 0
+    results = Path(config.train.eval_dir or directory)
+    with together("looking at the configuration and the data"):  # what is wrong is said before anything is written
+        check_devices(config, jax.device_count(), batch_sizes)
+        build.loss(config)
+        begun = check_directory(directory, config)
+        data = build.dataset(config, progress=first)
+        split = saved_split(directory, data) if begun else build.data_split(config, data)
+        steps_per_epoch(len(split.train), config.train.batch_size)
+    parts = [split.train, split.val, split.test]
+    agree({"configuration": identity(config), "data": data.fingerprint, "split": parts, "run begun": begun})
+    with contextlib.ExitStack() as stack:
+        with together("opening the run directory"):
+            if first:
+                stack.enter_context(locked(directory))
+                record_start(directory, config, data, split)
+                claim(results, directory, RESULTS)
+        trainer = stack.enter_context(contextlib.closing(Trainer(config, data, split, directory)))
+        state, progress = trainer.start(console)
+        with together("looking for space"):
             check_space(trainer, state, directory)
-            announce(trainer, state, directory, console)
-            step = int(state.step)
-            if step:
-                console.print(f"going on after step {step}, epoch {progress.epoch}")
-            log = RunLog(
-                directory,
-                eval_dir=Path(config.train.eval_dir or directory),
-                columns=config.train.metrics,
-                title=f"{config.config}: {data.title}",
-                step=step,
-                silent=not first,
-            )
-            with contextlib.closing(log):
-                if not progress.stopped:
-                    progress = fit(trainer, state, progress, log, console)
-        finally:
-            trainer.close()
+        agree({"checkpoint": int(state.step)})
+        announce(trainer, state, directory, console)
+        step = int(state.step)
+        if step:
+            console.print(f"going on after step {step}, epoch {progress.epoch}")
+        log = RunLog(
+            directory,
+            eval_dir=results,
+            columns=config.train.metrics,
+            title=f"{config.config}: {data.title}",
+            step=step,
+            silent=not first,
+        )
+        with contextlib.closing(log):
+            if not progress.stopped:
+                progress = fit(trainer, state, progress, log, console)
     if first:
         result_table(progress, directory, config)
     return progress
 
 
-def main(argv: Sequence[str]) -> int:
-    """Reads the command line and trains."""
+def main(argv: Sequence[str], *, batch_sizes: Sequence[str] = ("train.batch_size",)) -> int:
+    """Reads the command line and trains; a program that goes on with the run names the batches it will use."""
     from experiments.cli import parse
 
     config = parse(argv, program="train")
     import jax
     from rich.console import Console
 
-    from experiments import build
+    from experiments.processes import start_processes
 
-    build.start_processes(config)
+    start_processes(config)
     console = Console(quiet=jax.process_index() > 0, soft_wrap=True, highlight=False)
     if config.model.show_summary:
         from experiments import summary
 
         summary.print_summary(config)
     try:
-        train(config, console)
+        train(config, console, batch_sizes)
     except Preempted as stop:
         console.print(f"{stop}; the same command goes on from there")
         return stop.exit_code

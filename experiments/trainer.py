@@ -6,9 +6,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
+
 from experiments.progress import TRACKED, Progress
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from data_pipeline.prepare import Prepared
     from data_pipeline.splits import Split
     from experiments.config import Config
@@ -51,10 +55,15 @@ class Trainer:
         self.last = Checkpoints(directory / "checkpoints" / "last", keep=2)
         self.best = Checkpoints(directory / "checkpoints" / "best", keep=1)
 
-    def start(self) -> tuple["TrainState", Progress]:
-        """The newest checkpoint, or a fresh state."""
+    def start(self, console: "Console") -> tuple["TrainState", Progress]:
+        """The newest checkpoint that is whole, or a fresh state; a damaged one is set aside and said.
+
+        Raises:
+          CheckpointError: every checkpoint is damaged: to start afresh is for the user to decide.
+        """
         from experiments import build
-        from jaxunet.checkpoint import abstract_like
+        from experiments.processes import PeerError, together
+        from jaxunet.checkpoint import CheckpointError, DamagedError, abstract_like
         from jaxunet.sharding import replicate, replicated
         from jaxunet.step import init_state
 
@@ -64,10 +73,21 @@ class Trainer:
             seed=self.config.train.seed,
             image_shape=build.image_shape(self.config),
         )
-        if self.last.latest is None:
-            return replicate(state, self.mesh), Progress()
-        tree, record = self.last.restore(abstract_like(arrays(state), replicated(self.mesh)))
-        return state.replace(**tree), Progress(**record)
+        abstract = abstract_like(arrays(state), replicated(self.mesh))
+        while (step := self.last.latest) is not None:
+            try:
+                with together(f"reading checkpoint {step}"):
+                    tree, record = self.last.restore(abstract, step)
+                return state.replace(**tree), Progress(**record)
+            except (DamagedError, PeerError) as error:
+                aside = self.last.set_aside(step)
+                console.print(f"[bold]warning[/bold]: {escape(str(error))}; set aside as {escape(aside.name)}")
+        if self.last.damaged:
+            raise CheckpointError(
+                f"no whole checkpoint is left in {self.last.directory}, {len(self.last.damaged)} damaged ones are; "
+                "restore one from a copy, or start again with a new --run_dir"
+            )
+        return replicate(state, self.mesh), Progress()
 
     def batches(self, step: int) -> Iterator[Mapping[str, Any]]:
         """Training batches from the one after `step` on."""

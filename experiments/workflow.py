@@ -53,7 +53,8 @@ def main(argv: Sequence[str]) -> int:
     """Trains (or goes on, or finds the run finished), evaluates its best checkpoint and predicts ten test slices."""
     from experiments import train
 
-    code = train.main(argv)
+    # eval.batch_size too, or its error comes after hours of training
+    code = train.main(argv, batch_sizes=("train.batch_size", "eval.batch_size"))
     if code:
         return code
     import jax

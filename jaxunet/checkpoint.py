@@ -1,11 +1,13 @@
 """Saving and restoring: numbered checkpoints through orbax, and weights alone in one file.
 
 A checkpoint is a directory named by its step. It holds a pytree of arrays and a JSON record: the format version, the
-shape and dtype of every leaf, and what the caller adds. It appears under its name only when it is complete, so a
-process killed while saving leaves the previous checkpoints and no half one.
+shape, dtype and checksum of every leaf, and what the caller adds. It appears under its name only when it is complete,
+so a process killed while saving leaves the previous checkpoints and no half one. The checksums are compared before a
+checkpoint is used: the array files themselves can be damaged without any reader noticing.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -15,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-FORMAT = 1
+FORMAT = 2
 """Version of the checkpoint format; another one is refused."""
 
 
@@ -26,6 +29,10 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be written or read; the message names the path, what was found and what was expected."""
 
     exit_code = 4
+
+
+class DamagedError(CheckpointError):
+    """A checkpoint is there but its files are not what was written."""
 
 
 class Checkpoints:
@@ -44,7 +51,10 @@ class Checkpoints:
     def __init__(self, directory: str | Path, *, keep: int | None) -> None:
         self.directory = Path(directory).absolute()
         self.keep = keep
-        policies = ocp.training.preservation_policies
+        self._open()
+
+    def _open(self) -> None:
+        keep, policies = self.keep, ocp.training.preservation_policies
         try:
             self._orbax = ocp.training.Checkpointer(
                 self.directory,
@@ -72,9 +82,11 @@ class Checkpoints:
         Raises:
           CheckpointError: it could not be written, for example on a full disk; older checkpoints are intact.
         """
-        metadata = {"format": FORMAT, "leaves": describe(tree), "record": json.loads(json.dumps(dict(record)))}
         if any(saved.step == step for saved in self._orbax.checkpoints):
             return  # a resumed run reaches the same step with the same arrays
+        content = {"leaves": describe(tree), "checksums": checksums(tree), "record": dict(record)}
+        content = json.loads(json.dumps(content))
+        metadata = {"format": FORMAT, "sha256": _digest(content), **content}
         try:
             self._orbax.save(step, tree, custom_metadata=metadata, force=True)
         except (OSError, ValueError) as error:
@@ -94,16 +106,48 @@ class Checkpoints:
           The tree, placed as `abstract` says, and the record.
 
         Raises:
-          CheckpointError: there is none, it is damaged or of another format version, or a leaf has another shape or
-            dtype.
+          CheckpointError: there is none, it is of another format version, or a leaf has another shape or dtype.
+          DamagedError: it cannot be read, or its arrays or its record are not those that were saved.
         """
         record = self.record(step)
         step = self.latest if step is None else step
+        metadata = self._metadata(step)
+        self._compare(abstract, metadata["leaves"], step)
         try:
-            self._compare(abstract, self._metadata(step)["leaves"], step)
-            return self._orbax.load(step, abstract), record
+            tree = self._orbax.load(step, abstract)
         except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"checkpoint {step} in {self.directory} cannot be read: {error}") from error
+            raise DamagedError(f"checkpoint {step} in {self.directory} cannot be read: {error}") from error
+        found, saved = checksums(tree), metadata["checksums"]
+        if wrong := [leaf for leaf in found if found[leaf] != saved.get(leaf)]:
+            raise DamagedError(
+                f"checkpoint {step} in {self.directory} is damaged: {len(wrong)} of {len(found)} arrays are not what "
+                f"was saved ({', '.join(wrong[:3])})"
+            )
+        return tree, record
+
+    def set_aside(self, step: int) -> Path:
+        """Renames a damaged checkpoint to `<step>.corrupt`, where nothing looks for one, and returns its new path.
+
+        Every process of a distributed run calls this.
+        """
+        place = self.directory / str(step)
+        target = place.with_name(f"{step}.corrupt")
+        while target.exists() and place.exists():
+            target = target.with_name(target.name + "_")
+        self.close()
+        if jax.process_index() == 0:
+            place.rename(target)
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            multihost_utils.sync_global_devices(f"set aside {place}")
+        self._open()
+        return target
+
+    @property
+    def damaged(self) -> list[Path]:
+        """What was set aside."""
+        return sorted(self.directory.glob("*.corrupt*"))
 
     def record(self, step: int | None = None) -> dict[str, Any]:
         """Reads the JSON record of a checkpoint without its arrays; raises CheckpointError as `restore`."""
@@ -127,13 +171,18 @@ class Checkpoints:
         try:
             metadata = self._orbax.metadata(step).custom_metadata
         except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"checkpoint {step} in {self.directory} cannot be read: {error}") from error
-        found = metadata.get("format") if isinstance(metadata, dict) else None
+            raise DamagedError(f"checkpoint {step} in {self.directory} cannot be read: {error}") from error
+        if not isinstance(metadata, dict) or "format" not in metadata:
+            raise DamagedError(f"checkpoint {step} in {self.directory} is damaged: it has no record")
+        found = metadata["format"]
         if found != FORMAT:
             raise CheckpointError(
                 f"checkpoint {step} in {self.directory} has format version {found}; "
                 f"this version of jaxunet reads {FORMAT}"
             )
+        content = {key: value for key, value in metadata.items() if key not in ("format", "sha256")}
+        if metadata.get("sha256") != _digest(content):
+            raise DamagedError(f"checkpoint {step} in {self.directory} is damaged: its record is not what was saved")
         return metadata
 
     def _compare(self, abstract: Any, saved: Mapping[str, Any], step: int | None) -> None:
@@ -166,6 +215,39 @@ def describe(tree: Any) -> dict[str, list[Any]]:
         jax.tree_util.keystr(path, simple=True, separator="/"): [list(leaf.shape), str(leaf.dtype)]
         for path, leaf in leaves
     }
+
+
+def checksums(tree: Any) -> dict[str, int]:
+    """Maps the path of each leaf to a checksum of its bits, the same however the leaf is placed on devices."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    sums = [_checksum(_words(leaf)) for _, leaf in leaves]  # all at work before the first is fetched
+    names = (jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves)
+    return dict(zip(names, map(int, jax.device_get(sums)), strict=True))
+
+
+def _words(leaf: Any) -> Any:
+    """Host arrays of 8 bytes an element as words of 4, which JAX would otherwise round."""
+    if isinstance(leaf, jax.Array) or np.dtype(leaf.dtype).itemsize <= 4:
+        return leaf
+    return np.ascontiguousarray(leaf).reshape(-1).view(np.uint32)
+
+
+@jax.jit
+def _checksum(leaf: jax.Array) -> jax.Array:
+    """Sum of the elements' bits times the odd numbers, modulo 2^32: no single changed element goes unnoticed."""
+    if leaf.dtype == jnp.bool_:
+        leaf = leaf.astype(jnp.uint8)
+    words = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
+    # a row-major position out of one iota an axis, so that an array split over devices is not gathered
+    position, stride = jnp.zeros(leaf.shape, jnp.uint32), 1
+    for axis in reversed(range(leaf.ndim)):
+        position += jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis) * jnp.uint32(stride % 2**32)
+        stride *= leaf.shape[axis]
+    return jnp.sum(words.astype(jnp.uint32) * (2 * position + 1), dtype=jnp.uint32)
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def abstract_like(tree: Any, sharding: jax.sharding.Sharding) -> Any:

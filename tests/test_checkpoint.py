@@ -16,8 +16,8 @@ import tiny
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxunet import UNet, checkpoint
-from jaxunet.checkpoint import CheckpointError, Checkpoints, abstract_like, load_weights, save_weights
-from jaxunet.sharding import make_mesh, replicate, replicated
+from jaxunet.checkpoint import CheckpointError, Checkpoints, abstract_like, checksums, load_weights, save_weights
+from jaxunet.sharding import make_mesh, replicate, replicated, split_rows
 
 MODEL = UNet(base_filters=2, num_layers=1)
 
@@ -103,14 +103,14 @@ def test_no_checkpoint_is_an_error_that_says_so(tmp_path, small):
             checkpoints.restore(small, 6)
 
 
-@pytest.mark.parametrize("version", [0, 2, None])
+@pytest.mark.parametrize("version", [0, 3, None])
 def test_another_format_version_is_refused(tmp_path, small, monkeypatch, version):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint, "FORMAT", version)
             checkpoints.save(5, small, {})
         for read in (checkpoints.record, lambda: checkpoints.restore(small)):
-            with pytest.raises(CheckpointError, match=f"format version {version}; this version of jaxunet reads 1"):
+            with pytest.raises(CheckpointError, match=f"format version {version}; this version of jaxunet reads 2"):
                 read()
 
 
@@ -212,6 +212,38 @@ def test_a_damaged_checkpoint_is_refused_or_whole_and_the_older_one_is_still_rea
             refused += 1
         assert newest != "same" or "/d/" not in damage, damage  # where the arrays are
     assert refused >= 10
+
+
+def test_no_changed_bit_of_an_array_goes_unnoticed(tmp_path):
+    rng = np.random.default_rng(0)
+    tree = {"a": rng.normal(size=(3, 5)).astype(np.float32), "b": np.int32(7), "c": rng.normal(size=4)}
+    before = checksums(tree)
+    for name, leaf in tree.items():
+        for bit in range(8 * leaf.nbytes):
+            changed = bytearray(leaf.tobytes())
+            changed[bit // 8] ^= 1 << bit % 8
+            other = np.frombuffer(changed, leaf.dtype).reshape(leaf.shape)
+            assert checksums({**tree, name: other})[name] != before[name], (name, bit)
+    swapped = tree["a"][::-1]
+    assert checksums({"a": swapped})["a"] != before["a"]
+
+
+def test_checksums_do_not_depend_on_the_placement():
+    array = np.arange(64, dtype=np.float32).reshape(8, 8)
+    mesh = make_mesh()
+    placed = [jax.device_put(array, sharding) for sharding in (replicated(mesh), split_rows(mesh))]
+    assert [checksums({"a": a}) for a in (*placed, array)] == [checksums({"a": array})] * 3
+
+
+def test_a_checkpoint_set_aside_is_no_checkpoint_any_more(tmp_path, small):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, small, {})
+        aside = checkpoints.set_aside(2)
+        assert (checkpoints.latest, aside.name, checkpoints.damaged) == (1, "2.corrupt", [aside])
+        checkpoints.save(2, small, {})
+        assert checkpoints.latest == 2
+        assert checkpoints.set_aside(2).name == "2.corrupt_"
 
 
 def test_a_save_that_does_not_fit_on_the_disk_is_an_error_with_the_sizes_and_harms_no_older_one(damaged):

@@ -248,12 +248,28 @@ def test_a_wrong_type_from_python_is_told_before_ranges():
 
 def test_a_batch_that_does_not_divide_among_devices_names_those_that_do():
     six = Config(train=TrainConfig(batch_size=6))
-    assert message(six, device_count=4) == "train.batch_size=6 does not divide among 4 devices; use 4 or 8"
+    with pytest.raises(ConfigError, match=r"train\.batch_size=6 does not divide among 4 devices; use 4 or 8$"):
+        check_devices(six, 4, ["train.batch_size"])
     with pytest.raises(ConfigError, match=r"train\.batch_size=4 does not divide among 8 devices; use 8$"):
-        check_devices(Config(), 8)
+        check_devices(Config(), 8, ["train.batch_size", "eval.batch_size"])
     with pytest.raises(ConfigError, match=r"infer\.batch_size=8 does not divide among 3 devices; use 6 or 9$"):
         check_devices(Config(), 3, ["infer.batch_size"])
-    check_devices(Config(), 4)
+    check_devices(Config(), 4, ["train.batch_size", "eval.batch_size"])
+
+
+def test_a_run_of_several_hosts_is_read_back_as_one_of_this_host(tmp_path):
+    (tmp_path / "config.json").write_text(cfg.to_json(Config(distributed=True)))
+    assert not cfg.read_run(tmp_path).distributed
+    old = cfg.to_json(Config()).replace('"distributed": false', '"distributed": true')
+    (tmp_path / "config.json").write_text(old)
+    assert not cfg.read_run(tmp_path).distributed
+
+
+@pytest.mark.parametrize("output", ["run_dir", "train.eval_dir", "data.cache_dir", "infer.output_dir"])
+def test_nothing_is_written_below_a_data_set(tmp_path, output):
+    settings = {"data.root": str(tmp_path), output: str(tmp_path / "a" / "b")}
+    assert f"lies in data.root={tmp_path}" in message(cfg.override(Config(), settings))
+    validate(cfg.override(Config(), {**settings, output: f"{tmp_path}_beside"}))
 
 
 # --- config.json
@@ -270,7 +286,7 @@ def test_the_tables_of_this_file_hold_every_key():
 @pytest.mark.parametrize("config", [Config(), cfg.PRESETS["demo"], everything_changed()], ids=["bce", "demo", "other"])
 def test_json_gives_back_what_it_was_made_of(config):
     again = cfg.from_json(cfg.to_json(config))
-    assert again == config
+    assert again == dataclasses.replace(config, distributed=False)  # which each start says anew
     assert [type(v) for v in cfg.flatten(again).values()] == [type(v) for v in cfg.flatten(config).values()]
 
 

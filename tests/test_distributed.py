@@ -6,15 +6,17 @@ import sys
 
 import numpy as np
 import pytest
-from programs import TINY, environment
+from programs import TINY, environment, run
+
+from experiments.rundir import locked
 
 STEP = """
 import sys, jax, numpy as np
-from experiments import build
+from experiments import processes
 from experiments.config import Config
 import dataclasses
 if len(sys.argv) > 2:
-    build.start_processes(dataclasses.replace(Config(), distributed=True))
+    processes.start_processes(dataclasses.replace(Config(), distributed=True))
 import jax.numpy as jnp, optax
 from jaxunet import UNet, init_state
 from jaxunet.losses import hybrid_loss
@@ -50,12 +52,15 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def pair(commands, env, cwd):
-    """Starts two processes of one device that find each other, and waits for both."""
+def pair(command, env, cwd, *, each=((), ()), code=0):
+    """Starts two processes of one device that find each other, waits for both and returns their outputs.
+
+    `each` holds the further words of the one and the other. Exit codes must be `code`; None: anything but 0.
+    """
     port = free_port()
     processes = [
         subprocess.Popen(
-            commands,
+            [*command, *each[rank]],
             cwd=cwd,
             env={
                 **env,
@@ -70,7 +75,8 @@ def pair(commands, env, cwd):
         for rank in range(2)
     ]
     outputs = [process.communicate(timeout=500)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    codes = [process.returncode for process in processes]
+    assert all(codes) if code is None else codes == [code, code], "\n".join(outputs)
     return outputs
 
 
@@ -96,5 +102,15 @@ def test_two_processes_train_evaluate_and_write_one_run(tmp_path):
     subprocess.run([sys.executable, "-m", "experiments.train", *alone], cwd=tmp_path, env=env, check=True, timeout=500)
     read = [np.genfromtxt(tmp_path / d / "train_losses.csv", delimiter=",", skip_header=1) for d in ("run", "alone")]
     np.testing.assert_allclose(read[0], read[1], rtol=1e-4)
+    done = run("evaluate", "--run_dir=run", cwd=tmp_path, env=env)  # one process reads what two have written
+    assert done.returncode == 0, done.stderr
+    differing = [[*args, f"--train.seed={seed}", "--run_dir=differing"] for seed in (0, 1)]
+    outputs = pair([sys.executable, "-m", "experiments.train"], env, tmp_path, each=differing, code=2)
+    assert all("the processes of this run differ in: configuration" in output for output in outputs)
+    assert not (tmp_path / "differing").exists()
+    with locked(tmp_path / "run"):  # only the first process looks at the lock; the second must not wait for it
+        outputs = pair([sys.executable, "-m", "experiments.train", *args], env, tmp_path, code=None)
+    assert "is in use by" in outputs[0]
+    assert "process 0 failed while opening the run directory" in outputs[1]
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert len(rows) == len((tmp_path / "alone" / "metrics.jsonl").read_text().splitlines())

@@ -50,21 +50,6 @@ def test_a_row_of_another_length_is_refused():
         printed(report.table, "t", ["a", "b"], [[1]])
 
 
-def test_scores_are_a_row_each_with_a_column_a_group():
-    scores = {"all slices": {"dice": 0.81234, "jaccard": math.nan}, "tumour slices": {"dice": 0.7}}
-    lines = printed(report.log_table, "Test", scores).splitlines()
-    dice = next(line for line in lines if line.split()[:1] == ["dice"])
-    jaccard = next(line for line in lines if line.split()[:1] == ["jaccard"])
-    assert dice.split() == ["dice", "0.8123", "0.7000"]
-    assert jaccard.split() == ["jaccard", "undefined", "-"]
-
-
-def test_plain_scores_are_one_column():
-    assert ["dice", "0.8000"] in [
-        line.split() for line in printed(report.log_table, "Test", {"dice": 0.8}).splitlines()
-    ]
-
-
 def test_progress_prints_a_line_a_minute_where_there_is_no_terminal(monkeypatch):
     now = iter([0.0, *(20.0 * k for k in range(1, 100))])  # each look at the clock takes 20 seconds
     monkeypatch.setattr(report.time, "monotonic", lambda: next(now))

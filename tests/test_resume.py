@@ -1,6 +1,8 @@
 """A run that is killed and started again ends as one that was never interrupted, bit for bit."""
 
+import dataclasses
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import pytest
 from programs import TINY, environment, interrupt, killed, run
 
 from experiments import build
-from experiments.config import read_run
+from experiments.config import ConfigError, read_run
+from experiments.rundir import claim, saved_split
 from jaxunet.checkpoint import Checkpoints, abstract_like
 
 pytestmark = pytest.mark.timeout(600)
@@ -131,6 +134,76 @@ def test_another_data_set_is_refused(uninterrupted):
         manifest.write_text(text)
     assert done.returncode == 1
     assert "the data set has changed" in done.stderr
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_leads_to_the_same_end(uninterrupted, tmp_path):
+    cache, whole = uninterrupted
+    mine = tmp_path / "run"
+    shutil.copytree(whole, mine)
+    last = mine / "checkpoints" / "last"
+    older, newest = sorted((int(p.name) for p in last.iterdir() if p.name.isdigit()), key=int)
+    flip_a_bit_of_the_arrays(last / str(newest))
+    done = run("train", *ARGS, cwd=tmp_path, env=environment(cache))
+    assert done.returncode == 0, done.stderr
+    assert f"checkpoint {newest} in" in done.stdout and f"set aside as {newest}.corrupt" in done.stdout
+    assert f"going on after step {older}" in done.stdout
+    same_run(whole, mine)
+
+    for step in last.iterdir():
+        if step.name.isdigit():
+            flip_a_bit_of_the_arrays(step)
+    for _ in range(2):  # the second start finds none at all, and must not begin afresh
+        done = run("train", *ARGS, cwd=tmp_path, env=environment(cache))
+        assert done.returncode == 4, done.stdout
+        assert "no whole checkpoint is left" in done.stderr
+    flip_a_bit_of_the_arrays(next(p for p in (mine / "checkpoints" / "best").iterdir() if p.name.isdigit()))
+    done = run("evaluate", "--run_dir=run", cwd=tmp_path, env=environment(cache))
+    assert done.returncode == 4 and "is damaged" in done.stderr
+
+
+def flip_a_bit_of_the_arrays(checkpoint: Path) -> None:
+    largest = max((p for p in checkpoint.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 4
+    largest.write_bytes(content)
+
+
+def test_the_split_of_a_run_is_the_one_it_began_with(uninterrupted, tmp_path):
+    cache, whole = uninterrupted
+    mine = tmp_path / "run"
+    shutil.copytree(whole, mine)
+    changed = json.loads((mine / "manifest.json").read_text())
+    names = changed["split"]
+    names["train"][0], names["val"][0] = names["val"][0], names["train"][0]  # as if drawn by another NumPy
+    (mine / "manifest.json").write_text(json.dumps(changed))
+    config = read_run(mine)
+    data = build.dataset(dataclasses.replace(config, data=dataclasses.replace(config.data, cache_dir=str(cache))))
+    drawn, begun = build.data_split(config, data), saved_split(mine, data)
+    assert begun.train != drawn.train
+    assert [data.entries[i].name for i in begun.train] == names["train"]
+    assert begun.whole_volumes and begun.test == drawn.test
+
+
+def test_results_sent_elsewhere_replace_nothing_that_is_not_of_the_run(uninterrupted, tmp_path):
+    _, whole = uninterrupted
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "manifest.json").write_text(
+        json.dumps({**json.loads((whole / "manifest.json").read_text()), "id": "another"})
+    )
+    results = tmp_path / "results"
+    for _ in range(2):
+        claim(results, whole, ["a.csv"])
+    (results / "a.csv").write_text("mine")
+    with pytest.raises(ConfigError, match=f"holds the results of {whole.absolute()}"):
+        claim(results, other, ["a.csv"])
+    users = tmp_path / "users"
+    users.mkdir()
+    (users / "a.csv").write_text("kept")
+    with pytest.raises(ConfigError, match=r"holds a\.csv of something else"):
+        claim(users, whole, ["a.csv"])
+    assert sorted(p.name for p in users.iterdir()) == ["a.csv"]
+    claim(users, whole, ["b.csv"])  # no file of that name is there
 
 
 def test_a_directory_that_is_no_run_is_left_alone(uninterrupted, tmp_path):
