@@ -14,7 +14,9 @@ ARGS ?=
 PARALLEL := -n 2 --dist loadfile
 
 BIN := $(VENV)/bin
-OPTIONS := --config=$(CONFIG) $(if $(DATA),--data.root=$(DATA)) $(if $(RUN_DIR),--run_dir=$(RUN_DIR)) $(ARGS)
+# A DATA= that was given and is empty is an error of the program, never the synthetic set.
+OPTIONS := --config='$(CONFIG)' $(if $(filter-out file,$(origin DATA)),--data.root='$(DATA)') \
+  $(if $(RUN_DIR),--run_dir='$(RUN_DIR)') $(ARGS)
 
 .PHONY: train test test-all lint
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from data_pipeline.folders import Pair, find_pairs, open_folders
 from data_pipeline.kaggle import open_kaggle
-from data_pipeline.source import DataError, Record, Source
+from data_pipeline.source import DataError, Record, Source, UsageError
 
 __all__ = ["DataError", "Record", "Source", "open_source"]
 
@@ -34,8 +34,10 @@ def open_source(
       phantom_seed: and its seed.
 
     Raises:
+      UsageError: a number out of its range.
       DataError: an explicit place that is missing or not usable; the synthetic set never stands in for it.
     """
+    _check_ranges(size, mask_threshold, phantom_patients, phantom_seed)
     if root is not None and pairs:
         raise DataError(f"both a root ({root}) and image and mask folders are given; give one of them")
     if root is None and not pairs:
@@ -58,3 +60,16 @@ def open_source(
         )
     assert root is not None
     return open_kaggle(root, size=size, channels=channels, resize=bool(resize), mask_threshold=mask_threshold)
+
+
+def _check_ranges(
+    size: tuple[int, int] | None, mask_threshold: int | None, phantom_patients: int, phantom_seed: int
+) -> None:
+    if size is not None and not all(1 <= side <= 1 << 16 for side in size):
+        raise UsageError(f"size {size[0]}x{size[1]}: height and width must be from 1 to {1 << 16} pixels")
+    if mask_threshold is not None and not 0 <= mask_threshold <= 254:
+        raise UsageError(f"mask_threshold={mask_threshold}: must be a grey value from 0 to 254")
+    if phantom_patients < 3:
+        raise UsageError(f"{phantom_patients} synthetic patients: at least 3, one each for training, validation, test")
+    if phantom_seed < 0:
+        raise UsageError(f"seed={phantom_seed}: must be at least 0")

@@ -4,7 +4,6 @@ Every slice is decoded and every problem listed, where training stops at the fir
 """
 
 import dataclasses
-import hashlib
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from data_pipeline import open_source
+from data_pipeline.cli import exit_code
 from data_pipeline.files import some
 from data_pipeline.prepare import Entry, Prepared
 from data_pipeline.progress import track
-from data_pipeline.source import DataError, Source
+from data_pipeline.source import DataError, Source, content_digest
 from data_pipeline.splits import split
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def decode(source: Source) -> Decoded:
         except DataError as error:
             problems.append(str(error))
             continue
-        digest = hashlib.sha256(image.tobytes() + mask.tobytes()).hexdigest()
+        digest = content_digest(image, mask)
         rows.append(index)
         shapes.append(image.shape)
         entries.append(Entry(**dataclasses.asdict(record), positives=int(mask.sum()), digest=digest))
@@ -250,21 +250,22 @@ class Options:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code: 0 nothing wrong, 1 bad data, 2 usage."""
     import tyro
-    from rich.console import Console
 
     options = tyro.cli(Options, prog="python -m data_pipeline.check", args=argv, use_underscores=True)
-    try:
-        source = open_source(
-            options.root,
-            size=None,
-            channels=options.channels,
-            mask_threshold=options.mask_threshold,
-            phantom_patients=options.phantom_patients,
-        )
-        found = facts(decode(source))
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return exit_code(lambda: _run(options))
+
+
+def _run(options: Options) -> int:
+    from rich.console import Console
+
+    source = open_source(
+        options.root,
+        size=None,
+        channels=options.channels,
+        mask_threshold=options.mask_threshold,
+        phantom_patients=options.phantom_patients,
+    )
+    found = facts(decode(source))
     Console(soft_wrap=True).print(render(found))
     return 1 if found.problems else 0
 

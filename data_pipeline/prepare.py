@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from data_pipeline.cli import exit_code
 from data_pipeline.lgg_mri import NAME, SPLIT, VERSION
 from data_pipeline.progress import track
 from data_pipeline.source import DataError, Source
@@ -332,32 +333,30 @@ class Options:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code: 0 prepared, 1 bad data, 2 usage, 130 interrupted."""
     import tyro
-    from rich.console import Console
 
     options = tyro.cli(Options, prog="python -m data_pipeline.prepare", args=argv, use_underscores=True)
+    return exit_code(lambda: _run(options))
+
+
+def _run(options: Options) -> int:
+    from rich.console import Console
+
     from data_pipeline import check, open_source
 
     console = Console(soft_wrap=True)
-    try:
-        source = open_source(
-            options.root,
-            size=options.size,
-            channels=options.channels,
-            resize=options.resize,
-            mask_threshold=options.mask_threshold,
-            phantom_patients=options.phantom_patients,
-            phantom_seed=options.phantom_seed,
-        )
-        if options.root is None:
-            console.print("no --root: SYNTHETIC slices, not patients", style="bold yellow")
-        prepared = prepare(source, options.cache_dir, datasets=[options.root] if options.root else [])
-        console.print(check.summary(prepared))
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: nothing half-written is used; the same command starts over", file=sys.stderr)
-        return 130
+    source = open_source(
+        options.root,
+        size=options.size,
+        channels=options.channels,
+        resize=options.resize,
+        mask_threshold=options.mask_threshold,
+        phantom_patients=options.phantom_patients,
+        phantom_seed=options.phantom_seed,
+    )
+    if options.root is None:
+        console.print("no --root: SYNTHETIC slices, not patients", style="bold yellow")
+    prepared = prepare(source, options.cache_dir, datasets=[options.root] if options.root else [])
+    console.print(check.summary(prepared))
     print(f"prepared in {prepared.path}")
     return 0
 

@@ -1,6 +1,7 @@
 """What every source of slices offers, and the one error that bad data raises."""
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -11,6 +12,12 @@ class DataError(ValueError):
     """The data cannot be used; the message names the file, what was found, what was expected and what to do."""
 
     exit_code = 1
+
+
+class UsageError(ValueError):
+    """What is asked for makes no sense, whatever the data; exit code 2."""
+
+    exit_code = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,3 +65,10 @@ class Source(Protocol):
           DataError: the slice cannot be used.
         """
         ...
+
+
+def content_digest(image: np.ndarray, mask: np.ndarray) -> str:
+    """Returns the sha256 hex digest of the bytes of an image followed by its mask."""
+    digest = hashlib.sha256(np.ascontiguousarray(image).data)
+    digest.update(np.ascontiguousarray(mask).data)
+    return digest.hexdigest()

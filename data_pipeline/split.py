@@ -17,19 +17,17 @@ from PIL import Image
 from tyro.conf import Positional, arg
 
 from data_pipeline import open_source
+from data_pipeline.cli import exit_code
 from data_pipeline.folders import find_pairs
 from data_pipeline.kaggle import PairSource
 from data_pipeline.progress import track
-from data_pipeline.source import DataError, Source
+from data_pipeline.source import DataError, Source, UsageError
 from data_pipeline.splits import split
 
 MINI_TEST = 10
+PARTIAL = ".partial"
 
 NamedBytes = tuple[str, bytes]
-
-
-class UsageError(ValueError):
-    """The command line asks for what is refused; exit code 2."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +99,8 @@ def write_split(
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise UsageError(f"OUT is not a folder: {out}")
+    if (out / PARTIAL).exists():
+        raise UsageError(f"{out / PARTIAL} is what a stopped split left: remove it and start again, or give a new OUT")
     if out.is_dir() and any(out.iterdir()):
         raise UsageError(f"OUT is not empty: {out}; nothing was written, give a new folder")
     if any(record.subset for record in source.records):
@@ -111,15 +111,20 @@ def write_split(
     test = [index for index in parts.test if slices[index].positives]
     mini_test = set(np.random.default_rng(seed).permutation(test)[:MINI_TEST].tolist())
     _check_space(out, sum(slices[index].bytes for index in (*train, *test, *mini_test)))
+    # Under their names only when complete: half a split looks like a whole one.
+    partial = out / PARTIAL
     for folder in ("train/image", "train/mask", "test/image", "test/mask", "mini_test"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
+        (partial / folder).mkdir(parents=True, exist_ok=True)
     targets = [*((index, "train") for index in train), *((index, "test") for index in test)]
     for index, subset in track(targets, "writing"):
         (image_name, image), (mask_name, mask) = _files(source, index, picture_format)
-        _write(out / subset / "image" / image_name, image)
-        _write(out / subset / "mask" / mask_name, mask)
+        _write(partial / subset / "image" / image_name, image)
+        _write(partial / subset / "mask" / mask_name, mask)
         if index in mini_test:
-            _write(out / "mini_test" / image_name, image)
+            _write(partial / "mini_test" / image_name, image)
+    for folder in ("mini_test", "test", "train"):
+        (partial / folder).rename(out / folder)
+    partial.rmdir()
     return Counts(len(train), len(test), len(mini_test), (*source.notes, *parts.notes))
 
 
@@ -128,15 +133,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     import tyro
 
     options = tyro.cli(Options, prog="python -m data_pipeline.split", args=argv, use_underscores=True)
-    try:
-        source, out = _open(options)
-        counts = write_split(source, out, by=options.by, seed=options.seed, picture_format=options.picture_format)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return exit_code(lambda: _run(options))
+
+
+def _run(options: Options) -> int:
+    if options.seed < 0:
+        raise UsageError(f"--seed={options.seed}: must be at least 0")
+    source, out = _open(options)
+    counts = write_split(source, out, by=options.by, seed=options.seed, picture_format=options.picture_format)
     print(source.title)
     for note in counts.notes:
         print(f"note: {note}")
@@ -170,6 +174,7 @@ def _open(options: Options) -> tuple[Source, Path]:
 
         if options.out:
             raise UsageError("with --synthetic give OUT alone, there is no ROOT")
+        open_source(None, size=options.size, phantom_patients=options.patients)  # says which numbers it cannot use
         return open_phantom(patients=options.patients, size=options.size, seed=options.seed), Path(options.root)
     if not options.out:
         raise UsageError("OUT is missing: python -m data_pipeline.split ROOT OUT")

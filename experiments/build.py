@@ -23,7 +23,7 @@ from jaxunet.checkpoint import Checkpoints, abstract_like
 from jaxunet.losses import LOSSES
 from jaxunet.model import UNet
 from jaxunet.sharding import make_mesh, replicated
-from jaxunet.step import init_state
+from jaxunet.step import init_state, with_weight
 
 
 def model(config: Config) -> UNet:
@@ -55,19 +55,49 @@ def optimizer(config: Config) -> optax.GradientTransformation:
 def loss(config: Config) -> Callable[..., jax.Array]:
     """The loss by its name in `LOSSES` or by its import path `package.module:function`, with its options bound.
 
+    It is tried on shapes alone, so that what it cannot do is said before any data is read.
+
     Raises:
-      ConfigError: the path leads nowhere, or the loss takes no such option.
+      ConfigError: the path leads nowhere, the loss takes no such option, fails, or returns no scalar.
     """
     name, options = config.train.loss, config.train.loss_options
     fn = LOSSES[name].fn if name in LOSSES else _import_loss(name)
-    parameters = inspect.signature(fn).parameters.values()
-    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("weight", "reduce")]
+    try:
+        parameters = inspect.signature(fn).parameters.values()
+    except ValueError as error:
+        raise ConfigError(f"train.loss={name!r} cannot be called on logits and masks: {error}") from error
+    named = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    named += [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD][2:]  # after logits and masks
+    known = [option for option in named if option not in ("weight", "reduce")]
     unknown = sorted(options.keys() - set(known))
-    if unknown:
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters):
         raise ConfigError(
             f"train.loss_options: {name} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}"
         )
-    return partial(fn, **options) if options else fn
+    bound = partial(fn, **options) if options else fn
+    _try_loss(bound, config)
+    return bound
+
+
+def _try_loss(fn: Callable[..., jax.Array], config: Config) -> None:
+    height, width, _ = image_shape(config)
+    logits = jax.ShapeDtypeStruct((2, height, width, config.model.num_classes), jnp.float32)
+    masks, weight = jax.ShapeDtypeStruct(logits.shape, jnp.uint8), jax.ShapeDtypeStruct((2,), jnp.float32)
+    told = "".join(f", {key}={value}" for key, value in config.train.loss_options.items())
+    try:
+        result = jax.eval_shape(lambda x, y, w: with_weight(fn)(x, y, weight=w), logits, masks, weight)
+    except Exception as error:  # whatever a user's function raises
+        raise ConfigError(
+            f"train.loss={config.train.loss}{told} fails on logits and masks of shape {logits.shape}: "
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}\n"
+            "JAXUNET_TRACEBACK=1 shows where"
+        ) from error
+    shape, dtype = getattr(result, "shape", None), getattr(result, "dtype", None)
+    if shape != () or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise ConfigError(
+            f"train.loss={config.train.loss}{told} returns {dtype or type(result).__name__}{list(shape or ())}, "
+            "expected one floating-point number"
+        )
 
 
 def _import_loss(path: str) -> Callable[..., jax.Array]:

@@ -22,6 +22,7 @@ _OPTIONS = "train.loss_options"
 _FREE = {*cfg.INPUT_PATHS, "config", "run_dir", "distributed", "data.cache_dir", "data.threads"}
 _FREE |= {key for key in cfg.kinds() if key.startswith(("eval.", "infer."))}
 _FREE |= {"train.eval_dir", "model.show_summary"}
+_KEPT_PATHS = (*cfg.INPUT_PATHS, "train.eval_dir")
 _FOLDERS = tuple(key for key in cfg.INPUT_PATHS if key != "data.root")
 
 
@@ -96,7 +97,7 @@ def _reuse(base: Config, asked: Config, flags: Mapping[str, Any]) -> Config:
 
 def _absolute(config: Config) -> Config:
     values = cfg.flatten(config)
-    return cfg.override(config, {key: str(Path(values[key]).absolute()) for key in cfg.INPUT_PATHS if values[key]})
+    return cfg.override(config, {key: str(Path(values[key]).absolute()) for key in _KEPT_PATHS if values[key]})
 
 
 def read_flags(words: Sequence[str]) -> dict[str, Any]:

@@ -120,7 +120,8 @@ def predict_files(
     Raises:
       OSError: the output cannot be written.
     """
-    chosen = {pictures[i].output for i in np.linspace(0, len(pictures) - 1, SHEET_TILES).round().astype(int)}
+    places = np.linspace(0, len(pictures) - 1, SHEET_TILES if pictures else 0)  # a process may have none
+    chosen = {pictures[i].output for i in places.round().astype(int)}
 
     def finish(item: _Read, probabilities: np.ndarray) -> Outcome:
         return _write(

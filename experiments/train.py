@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
+
 from experiments.progress import Progress
 from experiments.signals import Preempted, StopRequest, anywhere
 from experiments.trainer import Pending, Trainer, arrays
@@ -134,9 +136,9 @@ def announce(trainer: Trainer, state: "TrainState", directory: Path, console: "C
         f"{config.train.batch_size} slices each",
     }
     for name, text in lines.items():
-        console.print(f"[bold]{name:8}[/bold] {text}")
+        console.print(f"[bold]{name:8}[/bold] {escape(text)}")
     for note in split.notes:
-        console.print(f"note: {note}")
+        console.print(f"note: {note}", markup=False)
     if devices[0].platform == "cpu" and int(state.step) < trainer.total:
         hours = hours_on_cpu(trainer)
         if hours > 0.5:
@@ -262,7 +264,7 @@ def main(argv: Sequence[str], *, batch_sizes: Sequence[str] = ("train.batch_size
 
     start_processes(config)
     console = Console(quiet=jax.process_index() > 0, soft_wrap=True, highlight=False)
-    if config.model.show_summary:
+    if config.model.show_summary and jax.process_index() == 0:
         from experiments import summary
 
         summary.print_summary(config)

@@ -69,7 +69,7 @@ def test_the_documented_bce_file_is_the_preset_on_fixed_folders(tmp_path, monkey
         config=path,
         run_dir="./bce/models",
         data=DataConfig(None, *folders, split="slice"),
-        train=TrainConfig(eval_dir="./bce/eval"),
+        train=TrainConfig(eval_dir=str(tmp_path / "bce" / "eval")),
         infer=InferConfig(images="./BrainTumor/mini_test", output_dir="./bce/masks"),
     )
 

@@ -265,6 +265,13 @@ def test_processes_divide_the_files(tmp_path):
     assert {"contact_sheet.png", "contact_sheet_1.png", "predictions_1.csv"} <= set(names(tmp_path / "out"))
 
 
+def test_a_process_without_a_file_of_its_own_predicts_none(tmp_path):
+    save(tmp_path / "in" / "0.png", red())
+    run = run_of(tmp_path / "run", images=tmp_path / "in", output_dir=tmp_path / "out")
+    assert go(run, share=(1, 2))[0] == []
+    assert names(tmp_path / "out") == ["predictions_1.csv"]
+
+
 # Truth
 
 
@@ -457,6 +464,7 @@ def run_dir(tmp_path_factory):
     )
     (directory / "config.json").write_text(to_json(config), encoding="utf-8")
     manifest = {"format": 1, "dataset": {"kind": "synthetic", "title": "SYNTHETIC", "fingerprint": "0"}}
+    manifest["split"] = {"by": "patient", "notes": [], "train": [], "val": [], "test": []}
     (directory / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     shapes = jax.eval_shape(build.model(config).init, jax.random.key(0), jax.ShapeDtypeStruct((1, 16, 16, 3), "uint8"))[
         "params"

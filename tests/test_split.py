@@ -11,6 +11,7 @@ from PIL import Image
 from trees import encode, image_pixels, mask_pixels, write_kaggle, write_pictures, write_zip
 
 from data_pipeline import open_source
+from data_pipeline import split as module
 from data_pipeline.split import main, write_split
 from data_pipeline.splits import split
 
@@ -130,6 +131,23 @@ def test_a_folder_that_is_not_empty_is_refused_and_left_as_it_was(tree, tmp_path
     assert f"error: OUT is not empty: {out}; nothing was written" in capsys.readouterr().err
 
 
+def test_a_split_that_was_stopped_is_no_split(tree, tmp_path, monkeypatch, capsys):
+    written = []
+
+    def stop_at_the_seventh(path, data):
+        written.append(path)
+        if len(written) == 7:
+            raise KeyboardInterrupt
+        path.write_bytes(data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_write", stop_at_the_seventh)
+        assert main([str(tree), str(tmp_path / "out")]) == 130
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".partial"]  # no train folder that would be read
+    assert main([str(tree), str(tmp_path / "out")]) == 2
+    assert "is what a stopped split left" in capsys.readouterr().err
+
+
 def test_an_empty_folder_is_filled(tree, tmp_path):
     (tmp_path / "out").mkdir()
     assert main([str(tree), str(tmp_path / "out")]) == 0
@@ -146,7 +164,12 @@ def test_an_empty_folder_is_filled(tree, tmp_path):
         (["missing", "out"], 1, "no such file or folder: '.*missing'"),
         (["a_file", "out"], 1, "not a readable zip archive"),
         (["split", "out"], 1, "is split into train and test folders already"),
-        (["out", "--synthetic", "--patients=0"], 1, "patients is 0, expected at least 1"),
+        (["out", "--synthetic", "--patients=0"], 2, "0 synthetic patients: at least 3"),
+        (["out", "--synthetic", "--size", "0", "0"], 2, "size 0x0: height and width must be from 1"),
+        (["kaggle_3m", "out", "--seed=-1"], 2, "--seed=-1: must be at least 0"),
+        (["kaggle_3m", "out", "--mask_threshold=300"], 2, "mask_threshold=300: must be a grey value from 0 to 254"),
+        (["kaggle_3m", "out", "--mask_threshold=-1"], 2, "mask_threshold=-1: must be a grey value"),
+        (["x" * 300, "out"], 1, "File name too long"),
     ],
 )
 def test_what_cannot_be_split_is_one_message_and_an_exit_code(tree, tmp_path, capsys, arguments, code, message):
@@ -155,7 +178,7 @@ def test_what_cannot_be_split_is_one_message_and_an_exit_code(tree, tmp_path, ca
         for kind, pixels in (("image", image_pixels), ("mask", mask_pixels)):
             write_pictures(tmp_path / "split" / part / kind, {"p_1.png": pixels(1)})
     before = files(tmp_path)
-    places = [argument if argument.startswith("--") else str(tmp_path / argument) for argument in arguments]
+    places = [argument if re.match(r"--|\d+$", argument) else str(tmp_path / argument) for argument in arguments]
     assert main(places) == code
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and "Traceback" not in error

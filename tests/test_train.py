@@ -6,10 +6,13 @@ import os
 import signal
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import pytest
 from rich.console import Console
 
-from experiments import train
+from experiments import build, train
+from experiments.config import Config, ConfigError, override
 from experiments.log import Meter, RunLog
 from experiments.progress import Progress
 from experiments.signals import StopRequest, anywhere
@@ -67,6 +70,36 @@ def test_three_validation_epochs_without_a_positive_pixel_print_a_warning_once(m
     assert "warning" not in collapse(monkeypatch, 2)
     assert collapse(monkeypatch, 5).count("warning") == 1
     assert "--train.learning_rate" in collapse(monkeypatch, 3)
+
+
+def power(logits, masks, exponent=2):
+    return jnp.mean(jnp.abs(jax.nn.sigmoid(logits) - masks) ** exponent)
+
+
+def a_pixel(logits, masks):
+    return jnp.square(logits - masks)
+
+
+def test_a_loss_of_ones_own_takes_its_options_by_name():
+    config = override(Config(), {"train.loss": "test_train:power", "train.loss_options": {"exponent": 1}})
+    x, y = jnp.zeros((1, 2, 2, 1)), jnp.ones((1, 2, 2, 1))
+    assert float(build.loss(config)(x, y)) == 0.5
+    with pytest.raises(ConfigError, match=r"test_train:power has no option base; it has exponent$"):
+        build.loss(override(config, {"train.loss_options": {"base": 1}}))
+
+
+@pytest.mark.parametrize(
+    ("loss", "options", "message"),
+    [
+        ("math:log", {}, r"train\.loss=math:log fails on logits and masks|cannot be called"),
+        ("test_train:a_pixel", {}, r"returns float32\[2, 256, 256, 1\], expected one floating-point number"),
+        ("test_train:power", {"exponent": "two"}, r"train\.loss=test_train:power, exponent=two fails on .*TypeError"),
+        ("builtins:print", {}, r"train\.loss=builtins:print returns NoneType"),
+    ],
+)
+def test_a_loss_that_cannot_be_trained_is_said_before_any_data_is_read(loss, options, message):
+    with pytest.raises(ConfigError, match=message):
+        build.loss(override(Config(), {"train.loss": loss, "train.loss_options": options}))
 
 
 def test_the_first_signal_asks_and_the_second_ctrl_c_interrupts():

@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import functools
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from data_pipeline.lgg_mri import NAME, SPLIT, VERSION
-from data_pipeline.source import DataError, Source
+from data_pipeline.source import DataError, Source, content_digest
 
 SHARD_BYTES = 64 << 20
 
@@ -165,13 +164,6 @@ def _read_ahead(source: Source, indices: range) -> Iterator[tuple[np.ndarray, np
             yield result
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def content_digest(image: np.ndarray, mask: np.ndarray) -> str:
-    """Returns the sha256 hex digest of the bytes of an image followed by its mask."""
-    digest = hashlib.sha256(np.ascontiguousarray(image).data)
-    digest.update(np.ascontiguousarray(mask).data)
-    return digest.hexdigest()
 
 
 def build(builder: LggMri) -> None:

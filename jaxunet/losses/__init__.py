@@ -38,7 +38,7 @@ LOSSES: dict[str, Loss] = {
     "jaccard": Loss(jaccard_loss, "region", "1 - sum(pg) / sum(p + g - pg)", "Rahman and Wang 2016"),
     "ssim": Loss(ssim_loss, "structural", "1 - SSIM(p, g)", "Wang et al. 2004"),
     "bce_dice": Loss(bce_dice_loss, "compound", "(bce + dice) / 2", "arXiv 1805.02798"),
-    "bce_jaccard": Loss(bce_jaccard_loss, "compound", "(bce + jaccard) / 2", "arXiv 1505.04597"),
+    "bce_jaccard": Loss(bce_jaccard_loss, "compound", "(bce + jaccard) / 2", "arXiv 1805.02798"),
     "hybrid": Loss(hybrid_loss, "compound", "(bce + ssim + jaccard) / 3", "arXiv 2101.04704"),
 }
 
