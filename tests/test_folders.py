@@ -200,9 +200,9 @@ def test_a_root_and_pairs_together_are_refused(tmp_path):
 
 
 def test_without_root_and_pairs_the_synthetic_source_is_opened():
-    source = open_source(None, size=(16, 24), phantom_patients=2, phantom_seed=3)
+    source = open_source(None, size=(16, 24), phantom_patients=3, phantom_seed=3)
     assert source.kind == "synthetic"
     assert source.read(0)[0].shape == (16, 24, 3)
-    assert len({record.patient for record in source.records}) == 2
+    assert len({record.patient for record in source.records}) == 3
     with pytest.raises(DataError, match="3 channels, not 1"):
         open_source(None, size=(16, 16), channels=1)
