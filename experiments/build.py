@@ -23,7 +23,7 @@ from jaxunet.checkpoint import Checkpoints, abstract_like
 from jaxunet.losses import LOSSES
 from jaxunet.model import UNet
 from jaxunet.sharding import make_mesh, replicated
-from jaxunet.step import init_state, with_weight
+from jaxunet.step import abstract_state, with_weight
 
 
 def model(config: Config) -> UNet:
@@ -186,9 +186,7 @@ def load_run(run_dir: str | Path, config: Config | None = None) -> Run:
     config = config or read_run(directory)
     manifest = read_manifest(directory)
     network, mesh = model(config), make_mesh()
-    abstract = jax.eval_shape(
-        lambda: init_state(network, optimizer(config), seed=0, image_shape=image_shape(config)).params
-    )
+    abstract = abstract_state(network, optimizer(config), image_shape=image_shape(config)).params
     with Checkpoints(directory / "checkpoints" / "best", keep=None) as best:
         params, record = best.restore(abstract_like(abstract, replicated(mesh)))
     return Run(directory, config, network, params, mesh, manifest, record)

@@ -65,14 +65,10 @@ class Trainer:
         from experiments.processes import PeerError, together
         from jaxunet.checkpoint import CheckpointError, DamagedError, abstract_like
         from jaxunet.sharding import replicate, replicated
-        from jaxunet.step import init_state
+        from jaxunet.step import abstract_state, init_state
 
-        state = init_state(
-            self.model,
-            build.optimizer(self.config),
-            seed=self.config.train.seed,
-            image_shape=build.image_shape(self.config),
-        )
+        optimizer, image_shape = build.optimizer(self.config), build.image_shape(self.config)
+        state = abstract_state(self.model, optimizer, image_shape=image_shape)
         abstract = abstract_like(arrays(state), replicated(self.mesh))
         while (step := self.last.latest) is not None:
             try:
@@ -87,7 +83,8 @@ class Trainer:
                 f"no whole checkpoint is left in {self.last.directory}, {len(self.last.damaged)} damaged ones are; "
                 "restore one from a copy, or start again with a new --run_dir"
             )
-        return replicate(state, self.mesh), Progress()
+        fresh = init_state(self.model, optimizer, seed=self.config.train.seed, image_shape=image_shape)
+        return replicate(fresh, self.mesh), Progress()
 
     def batches(self, step: int) -> Iterator[Mapping[str, Any]]:
         """Training batches from the one after `step` on."""

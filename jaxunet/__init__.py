@@ -5,13 +5,14 @@ Importing this package initialises no device, parses no flag and changes no glob
 
 from jaxunet import checkpoint, layers, losses, metrics, sharding, step
 from jaxunet.model import UNet
-from jaxunet.step import TrainState, eval_step, init_state, predict_step, train_step
+from jaxunet.step import TrainState, abstract_state, eval_step, init_state, predict_step, train_step
 
 __version__ = "0.1.0"
 
 __all__ = [
     "TrainState",
     "UNet",
+    "abstract_state",
     "checkpoint",
     "eval_step",
     "init_state",

@@ -41,6 +41,7 @@ def test_the_public_names_are_these():
     assert jaxunet.__all__ == [
         "TrainState",
         "UNet",
+        "abstract_state",
         "checkpoint",
         "eval_step",
         "init_state",

@@ -15,6 +15,7 @@ from experiments import build
 from experiments.config import ConfigError, read_run
 from experiments.rundir import claim, saved_split
 from jaxunet.checkpoint import Checkpoints, abstract_like
+from jaxunet.step import abstract_state
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -37,11 +38,7 @@ def rows(run_dir: Path) -> list[dict]:
 
 def checkpoint(run_dir: Path, which: str):
     config = read_run(run_dir)
-    state = jax.eval_shape(
-        lambda: build.init_state(
-            build.model(config), build.optimizer(config), seed=0, image_shape=build.image_shape(config)
-        )
-    )
+    state = abstract_state(build.model(config), build.optimizer(config), image_shape=build.image_shape(config))
     tree = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     with Checkpoints(run_dir / "checkpoints" / which, keep=None) as checkpoints:
