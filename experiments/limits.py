@@ -25,7 +25,7 @@ _AT_LEAST = {
 }
 _LARGEST = 2**31 - 1  # int32: what arrays and seeds are counted in
 _DEEPEST = 16  # 2^16 pixels is wider than any slice
-_SSIM_WINDOW = 11  # pixels, without padding
+_SSIM_WINDOW = 11  # pixels, without padding, where train.loss_options name no other
 _OUTPUT_PATHS = ("run_dir", "data.cache_dir", "train.eval_dir", "infer.output_dir", "infer.merged_dir")
 _PAIRS = (("data.train_images", "data.train_masks"), ("data.test_images", "data.test_masks"))
 
@@ -106,6 +106,8 @@ def _sizes(config: Config) -> Iterator[str]:
     if not 1 <= layers <= _DEEPEST:
         yield f"model.num_layers={layers}: must be from 1 to {_DEEPEST}"
     factor = 2**layers if 1 <= layers <= _DEEPEST else 1
+    window = config.train.loss_options.get("window", _SSIM_WINDOW)
+    window = window if isinstance(window, int) else _SSIM_WINDOW
     for key, size in (("image_width", model.image_width), ("image_height", model.image_height)):
         if not 1 <= size <= _LARGEST:
             yield f"model.{key}={size}: must be a positive number of pixels, a multiple of {factor}"
@@ -115,8 +117,8 @@ def _sizes(config: Config) -> Iterator[str]:
                 f"model.{key}={size} does not halve {layers} times (multiple of {factor}); nearest {nearest}"
                 + (", or a smaller model.num_layers" if size < factor else "")
             )
-        elif size < _SSIM_WINDOW and config.train.loss in ("ssim", "hybrid"):
-            yield f"model.{key}={size}: train.loss={config.train.loss} compares windows of {_SSIM_WINDOW} pixels"
+        elif size < window and config.train.loss in ("ssim", "hybrid"):
+            yield f"model.{key}={size}: train.loss={config.train.loss} compares windows of {window} pixels"
 
 
 def _names(config: Config) -> Iterator[str]:

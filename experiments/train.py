@@ -33,8 +33,10 @@ def fit(trainer: Trainer, state: "TrainState", progress: Progress, log: "RunLog"
 
     Raises:
       NonFiniteError: a loss or gradient is not finite; nothing was saved since.
+      DataError: a slice cannot be read; the steps before it are saved.
       Preempted: a signal came; everything is saved.
     """
+    from data_pipeline.source import DataError
     from experiments.log import Meter
     from jaxunet.sharding import global_batch
 
@@ -45,7 +47,11 @@ def fit(trainer: Trainer, state: "TrainState", progress: Progress, log: "RunLog"
     meter = Meter(console, total=trainer.total, done=first - 1, images=train.batch_size)
     with StopRequest().listening() as stop, meter:
         for step in range(first, trainer.total + 1):
-            batch = next(batches)
+            try:
+                batch = next(batches)
+            except DataError:
+                keep(trainer, state, step - 1, progress, pending, log)
+                raise
             inputs = {name: batch[name] for name in ("image", "mask", "weight")}
             state, metrics = trainer.train_step(state, global_batch(inputs, trainer.mesh))
             meter.update(step, pending.exchange(step, batch, metrics))
@@ -65,6 +71,16 @@ def fit(trainer: Trainer, state: "TrainState", progress: Progress, log: "RunLog"
             if stopping:
                 raise Preempted(f"stopped by {stop.name or 'another process'} and saved after step {step}")
     return progress
+
+
+def keep(trainer: Trainer, state: "TrainState", step: int, progress: Progress, pending: Pending, log: "RunLog") -> None:
+    """Saves the steps that went well before one that cannot be made, unless another process would have to join in."""
+    import jax
+
+    if jax.process_count() == 1 and step > (trainer.last.latest or 0):
+        pending.flush()
+        log.sync()
+        trainer.save(state, step, progress)
 
 
 def end_epoch(

@@ -211,6 +211,7 @@ def test_slices_smaller_than_the_window_of_ssim_are_refused_with_its_losses_alon
     small = ModelConfig(image_width=8, image_height=8, num_layers=3)
     assert "windows of 11 pixels" in message(Config(model=small, train=TrainConfig(loss="hybrid")))
     validate(Config(model=small, train=TrainConfig(loss="dice")))
+    validate(Config(model=small, train=TrainConfig(loss="ssim", loss_options={"window": 7})))
 
 
 def test_folders_come_in_pairs_and_not_beside_a_root():

@@ -8,14 +8,18 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from rich.console import Console
 
+from data_pipeline.source import DataError
 from experiments import build, train
 from experiments.config import Config, ConfigError, override
 from experiments.log import Meter, RunLog
 from experiments.progress import Progress
 from experiments.signals import StopRequest, anywhere
+from jaxunet.metrics import PixelSums
+from jaxunet.sharding import make_mesh
 
 
 def run_epochs(losses, patience=10, **kwargs):
@@ -70,6 +74,31 @@ def test_three_validation_epochs_without_a_positive_pixel_print_a_warning_once(m
     assert "warning" not in collapse(monkeypatch, 2)
     assert collapse(monkeypatch, 5).count("warning") == 1
     assert "--train.learning_rate" in collapse(monkeypatch, 3)
+
+
+def test_steps_before_a_slice_that_cannot_be_read_are_saved():
+    def batches(after):
+        for _ in range(3):
+            yield {name: np.zeros(1) for name in ("image", "mask", "weight")}
+        raise DataError("slice b_1 cannot be read")
+
+    saved, synced = [], []
+    sums = PixelSums(*(np.ones(2) for _ in PixelSums._fields))
+    metrics = {"finite": True, "loss": 0.5, "sums": sums, "grad_norm": 1.0}
+    trainer = SimpleNamespace(
+        config=override(Config(), {"train.patience": 1}),
+        total=8,
+        steps_per_epoch=8,
+        mesh=make_mesh(jax.devices()[:1]),
+        batches=batches,
+        train_step=lambda state, batch: (SimpleNamespace(step=state.step + 1), metrics),
+        last=SimpleNamespace(latest=None),
+        save=lambda state, step, progress: saved.append((state.step, step, len(synced))),
+    )
+    log = SimpleNamespace(step=lambda row: None, sync=lambda: synced.append(True))
+    with pytest.raises(DataError, match="b_1"):
+        train.fit(trainer, SimpleNamespace(step=0), Progress(), log, Console(file=io.StringIO()))
+    assert saved == [(3, 3, 1)]
 
 
 def power(logits, masks, exponent=2):
