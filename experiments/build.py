@@ -20,10 +20,10 @@ from data_pipeline.splits import Split, split
 from experiments.config import INPUT_PATHS, Config, ConfigError, flatten, read_run
 from experiments.rundir import read_manifest
 from jaxunet.checkpoint import Checkpoints, abstract_like
-from jaxunet.losses import LOSSES
+from jaxunet.losses import LOSSES, averaged
 from jaxunet.model import UNet
 from jaxunet.sharding import make_mesh, replicated
-from jaxunet.step import abstract_state, with_weight
+from jaxunet.step import abstract_state, with_context
 
 
 def model(config: Config) -> UNet:
@@ -68,12 +68,15 @@ def loss(config: Config) -> Callable[..., jax.Array]:
         raise ConfigError(f"train.loss={name!r} cannot be called on logits and masks: {error}") from error
     named = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     named += [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD][2:]  # after logits and masks
-    known = [option for option in named if option not in ("weight", "reduce")]
+    known = [option for option in named if option not in ("weight", "patient", "step")]
     unknown = sorted(options.keys() - set(known))
     if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters):
         raise ConfigError(
             f"train.loss_options: {name} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}"
         )
+    options = dict(options)
+    if "reduce" in named:
+        fn = averaged(fn, options.pop("reduce", "batch"))
     bound = partial(fn, **options) if options else fn
     _try_loss(bound, config)
     return bound
@@ -83,9 +86,12 @@ def _try_loss(fn: Callable[..., jax.Array], config: Config) -> None:
     height, width, _ = image_shape(config)
     logits = jax.ShapeDtypeStruct((2, height, width, config.model.num_classes), jnp.float32)
     masks, weight = jax.ShapeDtypeStruct(logits.shape, jnp.uint8), jax.ShapeDtypeStruct((2,), jnp.float32)
+    patient, step = jax.ShapeDtypeStruct((2,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
     told = "".join(f", {key}={value}" for key, value in config.train.loss_options.items())
     try:
-        result = jax.eval_shape(lambda x, y, w: with_weight(fn)(x, y, weight=w), logits, masks, weight)
+        call = with_context(fn)
+        context = {"weight": weight, "patient": patient, "step": step}
+        result = jax.eval_shape(lambda x, y, kwargs: call(x, y, **kwargs), logits, masks, context)
     except Exception as error:  # whatever a user's function raises
         raise ConfigError(
             f"train.loss={config.train.loss}{told} fails on logits and masks of shape {logits.shape}: "

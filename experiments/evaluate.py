@@ -7,6 +7,7 @@ prediction.
 
 import csv
 import dataclasses
+import functools
 import io
 import json
 import sys
@@ -231,6 +232,7 @@ def evaluate_run(run: "Run", *, progress: bool = True) -> dict[str, Any]:
     entries = [data.entries[i] for i in rows]
     loss = build.loss(config)
     step = compile_eval_step(run.mesh, apply_fn=run.model.apply, loss=loss, threshold=config.eval.threshold)
+    step = functools.partial(step, step=run.best["step"])
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     batches = eval_batches(data, rows, batch_size=size, threads=config.data.threads, **processes)
     console = None if progress and first else Console(quiet=True)

@@ -1,6 +1,7 @@
 """What a training run is made of, built once: data, steps, checkpoints, and the numbers on their way to the log."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -110,7 +111,8 @@ class Trainer:
         batches = eval_batches(
             self.data, self.split.val, batch_size=size, threads=self.config.data.threads, **self.processes
         )
-        result = evaluate_batches(self.eval_step, state.params, batches, mesh=self.mesh, count=count, batch_size=size)
+        step = functools.partial(self.eval_step, step=int(state.step))
+        result = evaluate_batches(step, state.params, batches, mesh=self.mesh, count=count, batch_size=size)
         scores = {"loss": result.loss, **batch_means(result.sums, size, TRACKED)}
         return scores, not (result.sums.tp + result.sums.fp).any()
 

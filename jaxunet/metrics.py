@@ -10,12 +10,11 @@ Jaccard of an empty mask and an empty prediction are 1, because the prediction i
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxunet.losses.reduction import prepare, total
+from jaxunet.losses.reduction import prepare
 
 
 class PixelSums(NamedTuple):
@@ -57,27 +56,27 @@ def pixel_sums(
     Raises:
       ValueError: shapes differ.
     """
-    logits, masks, weight = prepare(logits, masks, weight)
-    threshold = jnp.asarray(threshold, logits.dtype)
-    predicted = logits > jnp.log(threshold / (1 - threshold))  # in this form exactly 0 at 0.5
-    actual = masks > 0.5
-    counted = jnp.broadcast_to(weight > 0, logits.shape)
-    probs = jax.nn.sigmoid(logits)
+    x = prepare(logits, masks, weight, "image")
+    threshold = jnp.asarray(threshold, x.logits.dtype)
+    predicted = x.logits > jnp.log(threshold / (1 - threshold))  # in this form exactly 0 at 0.5
+    actual = x.masks > 0.5
+    counted = jnp.broadcast_to(x.weight > 0, x.logits.shape)
+    probs = x.probs
 
     def count(pixels: Array) -> Array:
         return jnp.sum(pixels & counted, (1, 2, 3), dtype=jnp.int32)
 
     def soft(values: Array) -> Array:
-        return total(jnp.where(counted, values, 0), "image")
+        return x.total(jnp.where(counted, values, 0))
 
     return PixelSums(
         tp=count(predicted & actual),
         fp=count(predicted & ~actual),
         fn=count(~predicted & actual),
         tn=count(~predicted & ~actual),
-        overlap=soft(probs * masks),
+        overlap=soft(probs * x.masks),
         predicted=soft(probs),
-        actual=soft(masks),
+        actual=soft(x.masks),
     )
 
 

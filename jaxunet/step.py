@@ -89,18 +89,21 @@ def train_step(state: TrainState, batch: Batch, *, loss: Loss, seed: int) -> tup
     Args:
       state: parameters and optimizer.
       batch: `"image"` uint8 `[B, H, W, C]`, `"mask"` uint8 `[B, H, W, K]` in {0, 1}, `"weight"` float32 `[B]`.
-      loss: `(logits, masks, *, weight)`, or a plain `(logits, masks)`, to a scalar over the global batch.
+      loss: `(logits, masks, *, weight)`, or a plain `(logits, masks)`, to a scalar over the global batch. One that
+        takes `patient` gets the batch's index of patients, one that takes `step` the number of steps done.
       seed: of dropout, which depends on (seed, step) only.
 
     Returns:
       The new state, and `"loss"`, `"grad_norm"`, `"finite"` (scalars) and `"sums"` (`PixelSums`, a row an image).
     """
     dropout = jax.random.fold_in(jax.random.key(seed), state.step)
-    loss = with_weight(loss)
+    loss = with_context(loss)
 
     def objective(params: Any) -> tuple[Array, Array]:
         logits = state.apply_fn({"params": params}, batch["image"], train=True, rngs={"dropout": dropout})
-        return loss(logits, batch["mask"], weight=batch["weight"]), logits
+        return loss(
+            logits, batch["mask"], weight=batch["weight"], patient=batch.get("patient"), step=state.step
+        ), logits
 
     (value, logits), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
     grad_norm = optax.tree.norm(grads)
@@ -113,13 +116,21 @@ def train_step(state: TrainState, batch: Batch, *, loss: Loss, seed: int) -> tup
 
 
 def eval_step(
-    params: Any, batch: Batch, *, apply_fn: Callable[..., Any], loss: Loss, rows: int, threshold: float = 0.5
+    params: Any,
+    batch: Batch,
+    step: Array | int = 0,
+    *,
+    apply_fn: Callable[..., Any],
+    loss: Loss,
+    rows: int,
+    threshold: float = 0.5,
 ) -> tuple[Array, PixelSums]:
     """Loss and sums of one batch, without dropout.
 
     Args:
       params: the network's parameters.
       batch: as in `train_step`; rows of weight 0 are padding, at the end of the batch.
+      step: finished training steps, for a loss whose weights follow a schedule.
       apply_fn: the network's `apply`.
       loss: as in `train_step`; one that takes no weight is given the first `rows` rows only.
       rows: rows that are no padding, static.
@@ -129,7 +140,9 @@ def eval_step(
       The loss, a scalar, and `PixelSums` with a row an image (zero for padding).
     """
     logits = apply_fn({"params": params}, batch["image"])
-    value = with_weight(loss, rows)(logits, batch["mask"], weight=batch["weight"])
+    value = with_context(loss, rows)(
+        logits, batch["mask"], weight=batch["weight"], patient=batch.get("patient"), step=step
+    )
     return value, pixel_sums(logits, batch["mask"], weight=batch["weight"], threshold=threshold)
 
 
@@ -138,15 +151,21 @@ def predict_step(params: Any, images: Array, *, apply_fn: Callable[..., Any]) ->
     return jax.nn.sigmoid(apply_fn({"params": params}, images))
 
 
-def with_weight(loss: Loss, rows: int | None = None) -> Loss:
-    """Gives a plain `(logits, masks) -> scalar` the `weight` argument; a loss that has it is returned as it is.
+def with_context(loss: Loss, rows: int | None = None) -> Loss:
+    """Makes every loss a function `(logits, masks, *, weight, patient, step)` that is passed what it takes.
 
-    A plain loss cannot leave padding out, so it is shown the first `rows` rows only (all of them if None). It gets the
-    masks as floats: in uint8, `2 * masks - 1` would be 255 where the mask is 0.
+    A plain `(logits, masks)` loss cannot leave padding out, so it is shown the first `rows` rows only (all if None). It
+    gets the masks as floats: in uint8, `2 * masks - 1` would be 255 where the mask is 0.
     """
-    if "weight" in inspect.signature(loss).parameters:
-        return loss
-    return lambda logits, masks, *, weight=None: loss(logits[:rows], masks[:rows].astype(logits.dtype))
+    taken = {"weight", "patient", "step"} & inspect.signature(loss).parameters.keys()
+
+    def call(logits: Array, masks: Array, **context: Any) -> Array:
+        if "weight" not in taken:
+            logits, masks = logits[:rows], masks[:rows].astype(logits.dtype)
+            context["patient"] = None if context.get("patient") is None else context["patient"][:rows]
+        return loss(logits, masks, **{name: context.get(name) for name in taken})
+
+    return call
 
 
 def compile_train_step(mesh: Mesh, *, loss: Loss, seed: int) -> Callable[[TrainState, Batch], tuple[TrainState, Any]]:
@@ -162,19 +181,19 @@ def compile_train_step(mesh: Mesh, *, loss: Loss, seed: int) -> Callable[[TrainS
 def compile_eval_step(
     mesh: Mesh, *, apply_fn: Callable[..., Any], loss: Loss, threshold: float = 0.5
 ) -> Callable[..., tuple[Array, PixelSums]]:
-    """Compiles `eval_step` over the mesh, as a function of `(params, batch, *, rows)`.
+    """Compiles `eval_step` over the mesh, as a function of `(params, batch, step=0, *, rows)`.
 
     A loss that takes `weight` compiles once; a plain one compiles again for a last batch with padding.
     """
     weighted = "weight" in inspect.signature(loss).parameters
     evaluate = partial(eval_step, apply_fn=apply_fn, loss=loss, threshold=threshold)
     compiled = jax.jit(
-        lambda params, batch, rows: evaluate(params, batch, rows=rows),
-        in_shardings=(replicated(mesh), split_rows(mesh)),
+        lambda params, batch, step, rows: evaluate(params, batch, step, rows=rows),
+        in_shardings=(replicated(mesh), split_rows(mesh), replicated(mesh)),
         out_shardings=replicated(mesh),
-        static_argnums=2,
+        static_argnums=3,
     )
-    return lambda params, batch, *, rows: compiled(params, batch, 0 if weighted else rows)
+    return lambda params, batch, step=0, *, rows: compiled(params, batch, step, 0 if weighted else rows)
 
 
 def compile_predict_step(mesh: Mesh, *, apply_fn: Callable[..., Any]) -> Callable[[Any, Array], Array]:

@@ -127,6 +127,7 @@ VALUE_TOLERANCE: dict[str, tuple[float, float]] = {
     "bce_jaccard": (2e-6, 3e-7),
     "hybrid": (0, 1e-5),
 }
+OTHER_VALUE_TOLERANCE = (1e-5, 1e-6)
 
 # The same of the gradient, against the gradient in float64.
 GRADIENT_TOLERANCE: dict[str, tuple[float, float]] = {
@@ -138,18 +139,7 @@ GRADIENT_TOLERANCE: dict[str, tuple[float, float]] = {
     "bce_jaccard": (1e-4, 1e-9),
     "hybrid": (1e-3, 5e-6),
 }
+OTHER_GRADIENT_TOLERANCE = (1e-3, 1e-7)
 
-RANGE: dict[str, tuple[float, float]] = {
-    "bce": (0, np.inf),
-    "dice": (0, 1),
-    "jaccard": (0, 1),
-    "ssim": (0, 2),
-    "bce_dice": (0, np.inf),
-    "bce_jaccard": (0, np.inf),
-    "hybrid": (0, np.inf),
-}
-
-# Losses that never rise where the probability of a true pixel does, and ignore where pixels are.
-PIXELWISE = ("bce", "dice", "jaccard", "bce_dice", "bce_jaccard")
-# Losses that stay the same if masks and probabilities change places (soft masks).
-SYMMETRIC = ("dice", "jaccard", "ssim")
+# Losses whose derivatives are compared to second order; the others to first order.
+SMOOTH = ("bce", "dice", "jaccard", "ssim", "bce_dice", "bce_jaccard", "hybrid")

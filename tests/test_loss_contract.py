@@ -3,9 +3,9 @@
 It needs an oracle, tolerances and a range in `oracle.py`, or these tests fail.
 """
 
-import dataclasses
 import functools
 import inspect
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jaxunet.losses import LOSSES
+from jaxunet import losses
+from jaxunet.losses import CONTRACT, LOSSES
+from jaxunet.losses.entry import Family
 
 SHAPE = (3, 16, 24, 2)
 DRAWN_SHAPES = [(1, 11, 13, 1), (2, 24, 17, 2), (4, 40, 40, 1)]
@@ -51,6 +53,12 @@ def draw(seed: int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     return z.astype(np.float32), np.asarray(g, np.float32)
 
 
+def logit(p: np.ndarray) -> np.ndarray:
+    """Logits of probabilities; certain ones become 1e4 away from zero."""
+    with np.errstate(divide="ignore"):
+        return np.clip(np.log(p) - np.log1p(-p), -1e4, 1e4).astype(np.float32)
+
+
 def example(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Logits and masks of an unremarkable batch."""
     z = np.random.default_rng(seed).normal(scale=2, size=SHAPE).astype(np.float32)
@@ -59,59 +67,122 @@ def example(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return z, g
 
 
+class Result(typing.NamedTuple):
+    """All that one compiled program tells of a loss."""
+
+    value: np.ndarray
+    gradient: np.ndarray
+    image: np.ndarray
+    patient: np.ndarray
+    skip: np.ndarray
+    skip_gradient: np.ndarray
+    skip_image: np.ndarray
+
+
 @functools.cache
-def compiled(name: str):
-    """Value and gradient, of `(logits, masks, weight)`."""
-    return jax.jit(jax.value_and_grad(lambda z, g, w: LOSSES[name].fn(z, g, weight=w)))
+def program(name: str):
+    """One compilation a loss, which the tests of this file share: they would spend minutes on one each."""
+    fn = LOSSES[name].fn
+
+    def run(z, g, weight, patient):
+        loss = functools.partial(fn, weight=weight)
+        return Result(
+            *jax.value_and_grad(loss)(z, g),
+            loss(z, g, reduce="image"),
+            loss(z, g, reduce="patient", patient=patient),
+            *jax.value_and_grad(functools.partial(loss, empty="skip"))(z, g),
+            loss(z, g, reduce="image", empty="skip"),
+        )
+
+    return jax.jit(run)
+
+
+def call(name: str, z: np.ndarray, g: np.ndarray, weight: np.ndarray | None = None, patient=(70, 5, 70)) -> Result:
+    """Runs the program on arrays of `SHAPE`; a weight of samples is spread over their pixels."""
+    weight = np.ones(len(z), np.float32) if weight is None else weight
+    if weight.ndim == 1:
+        weight = np.broadcast_to(weight[:, None, None, None], (*SHAPE[:3], 1))
+    arrays = (np.asarray(array, np.float32) for array in (z, g, weight))
+    return jax.tree.map(np.asarray, program(name)(*arrays, np.array(patient, np.int32)))
 
 
 @functools.cache
 def mapped(name: str, shape: tuple[int, ...]):
-    """The same of many examples at once."""
+    """Value and gradient of many examples at once, of `(logits, masks, weight)`."""
     del shape  # one compilation a shape
     return jax.jit(jax.vmap(jax.value_and_grad(lambda z, g, w: LOSSES[name].fn(z, g, weight=w))))
 
 
 def test_it_is_described_and_has_an_oracle(name):
     entry = LOSSES[name]
-    assert entry.family in {"distribution", "region", "structural", "boundary", "compound"}
-    assert all(getattr(entry, field.name) for field in dataclasses.fields(entry))
+    assert entry.family == entry.fn.__module__.rpartition(".")[2]
+    assert entry.family in typing.get_args(Family)
+    assert entry.perfect in {"zero", "lowest", "elsewhere"}
+    assert all((entry.formula, entry.source, entry.on_empty, entry.fn.__doc__))
+    assert "Source:" in entry.fn.__doc__
+    assert all(f"{option}:" in entry.fn.__doc__ or f"`{option}`" in entry.fn.__doc__ for option in entry.options)
     assert entry.fn.__name__ == f"{name}_loss"
-    assert all(name in table for table in (oracle.ORACLES, oracle.VALUE_TOLERANCE, oracle.GRADIENT_TOLERANCE))
+    assert getattr(losses, entry.fn.__name__) is entry.fn
+    assert name in oracle.ORACLES
     parameters = list(inspect.signature(entry.fn).parameters.values())
     assert [p.name for p in parameters[:2]] == ["logits", "masks"]
     options = {p.name: p for p in parameters[2:]}
     assert {p.kind for p in options.values()} == {inspect.Parameter.KEYWORD_ONLY}
-    assert options["weight"].default is None
-    assert options["reduce"].default == "batch"
+    contract = {option: options.pop(option).default for option in CONTRACT}
+    assert contract == {"weight": None, "reduce": "batch", "patient": None, "empty": "perfect"}
+    assert entry.options == {option: p.default for option, p in options.items()}
 
 
-def test_its_value_per_image_is_that_of_the_image_alone(name):
+def test_groups_have_the_values_they_have_alone(name):
+    z, g = example()
+    found = call(name, z, g)
+    for row in range(3):  # alone: the others have no weight
+        alone = call(name, z, g, np.eye(3, dtype=np.float32)[row])
+        np.testing.assert_allclose(found.image[row], alone.value, rtol=1e-5, atol=1e-6)
+    pair = call(name, z, g, np.array([1, 0, 1], np.float32))
+    np.testing.assert_allclose(found.patient, [pair.value, found.image[1], 0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(pair.patient, [pair.value, 0, 0], rtol=1e-5, atol=1e-6)
+    same = call(name, z, g, patient=(1, 1, 1))
+    np.testing.assert_allclose(same.patient, [same.value, 0, 0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_group_without_tumour_counts_unless_it_is_skipped(name):
     z, g = example()
     g[1] = 0
+    found = call(name, z, g)
+    np.testing.assert_array_equal(found.skip_image == 0, [False, True, False])
+    np.testing.assert_allclose(found.skip_image[::2], found.image[::2], rtol=1e-5, atol=1e-6)
+    none = call(name, z, 0 * g)
+    assert none.skip == 0
+    assert not none.skip_gradient.any()
+    np.testing.assert_allclose(call(name, *example()).skip, call(name, *example()).value, rtol=1e-6)
 
-    @jax.jit
-    def both(z, g):
-        return LOSSES[name].fn(z, g, reduce="image"), jax.vmap(LOSSES[name].fn)(z[:, None], g[:, None])
 
-    per_image, alone = both(z, g)
-    assert per_image.shape == (len(z),)
-    np.testing.assert_allclose(per_image, alone, rtol=1e-5, atol=1e-6)
+def test_an_empty_mask_teaches_the_empty_prediction(name):
+    """Every pixel is pushed down at every level of certainty, or the entry says why not."""
+    if not LOSSES[name].learns_from_empty:
+        assert "no gradient" in LOSSES[name].on_empty
+        return
+    for level in (-6.0, -1.0, 0.0, 3.0):
+        found = call(name, np.full(SHAPE, level), np.zeros(SHAPE))
+        assert np.isfinite(found.value)
+        assert found.gradient.sum() > 0
+        assert (found.gradient >= 0).all()
 
 
 @pytest.mark.parametrize("junk", [0.0, 1e4, np.nan, np.inf])
 def test_weight_zero_takes_a_sample_out_of_value_and_gradient(name, junk):
     z, g = example()
     weight = np.array([1, 0, 1], np.float32)
-    value, gradient = compiled(name)(z, g, weight)
+    found = call(name, z, g, weight)
     other_z, other_g = z.copy(), g.copy()
     other_z[1], other_g[1] = junk, np.nan if np.isnan(junk) else 1
-    other_value, other_gradient = compiled(name)(other_z, other_g, weight)
-    assert np.isfinite(value)
-    assert value == other_value  # to the bit
-    np.testing.assert_array_equal(gradient, other_gradient)
-    assert not gradient[1].any()
-    assert np.asarray(gradient[0]).any()
+    other = call(name, other_z, other_g, weight)
+    assert np.isfinite(found.value)
+    for one, another in zip(found, other, strict=True):
+        np.testing.assert_array_equal(one, another)  # to the bit
+    assert not found.gradient[1].any()
+    assert found.gradient[0].any()
 
 
 @pytest.mark.parametrize("junk", [1e4, np.nan])
@@ -119,92 +190,81 @@ def test_weight_zero_takes_a_pixel_out_of_value_and_gradient(name, junk):
     z, g = example()
     weight = np.ones((*SHAPE[:3], 1), np.float32)
     weight[:, :3, :5] = 0
-    value, gradient = compiled(name)(z, g, weight)
-    other_z = np.where(weight == 0, junk, z).astype(np.float32)
-    other_value, other_gradient = compiled(name)(other_z, g, weight)
-    assert np.isfinite(value)
-    assert value == other_value
-    np.testing.assert_array_equal(gradient, other_gradient)
-    assert not np.where(weight == 0, gradient, 0).any()
-    assert np.where(weight == 0, 0, gradient).any()
+    found = call(name, z, g, weight)
+    other = call(name, np.where(weight == 0, junk, z), g, weight)
+    assert np.isfinite(found.value)
+    assert found.value == other.value
+    np.testing.assert_array_equal(found.gradient, other.gradient)
+    assert not np.where(weight == 0, found.gradient, 0).any()
+    assert np.where(weight == 0, 0, found.gradient).any()
 
 
-def test_padding_changes_neither_value_nor_gradient(name):
+def test_a_batch_of_padding_alone_is_zero_and_has_no_gradient(name):
     z, g = example()
-    value, gradient = compiled(name)(z, g, np.ones(3, np.float32))
-    padding = [(0, 2), (0, 0), (0, 0), (0, 0)]
-    padded = compiled(name)(np.pad(z, padding), np.pad(g, padding), np.array([1, 1, 1, 0, 0], np.float32))
-    np.testing.assert_allclose(padded[0], value, rtol=1e-6)
-    np.testing.assert_allclose(padded[1][:3], gradient, rtol=1e-4, atol=1e-8)
-    assert not padded[1][3:].any()
+    found = call(name, z, g, np.zeros(3, np.float32))
+    assert not any(values.any() for values in found)
 
 
-def test_a_batch_of_padding_alone_is_finite_and_has_no_gradient(name):
+def test_a_weight_that_is_the_same_everywhere_changes_nothing(name):
     z, g = example()
-    value, gradient = compiled(name)(z, g, np.zeros(3, np.float32))
-    assert np.isfinite(value)
-    assert not gradient.any()
-
-
-def test_weight_one_is_no_weight(name):
-    z, g = example()
-    plain = LOSSES[name].fn(z, g)
-    np.testing.assert_allclose(compiled(name)(z, g, np.ones(3, np.float32))[0], plain, rtol=1e-6)
-    np.testing.assert_allclose(compiled(name)(z, g, np.ones((*SHAPE[:3], 1), np.float32))[0], plain, rtol=1e-6)
-
-
-def test_masks_of_any_dtype_give_the_same(name):
-    z, g = example()
-    for dtype in (bool, np.uint8, np.int32, jnp.bfloat16):
-        assert LOSSES[name].fn(z, g.astype(dtype)) == LOSSES[name].fn(z, g)
+    np.testing.assert_allclose(call(name, z, g, np.full(3, 0.5, np.float32)).image, call(name, z, g).image, rtol=1e-4)
 
 
 def test_wrong_shapes_and_dtypes_are_refused_with_the_shapes(name):
-    loss, z = LOSSES[name].fn, jnp.zeros((2, 16, 16, 1))
+    loss, z = LOSSES[name].fn, np.zeros((2, 16, 16, 1), np.float32)
     for other in ((2, 16, 16), (2, 16, 16, 2), (1, 16, 16, 1), (2, 16, 1, 16)):
         with pytest.raises(ValueError, match=r"\(2, 16, 16, 1\)") as error:
-            loss(z, jnp.zeros(other))
+            loss(z, np.zeros(other))
         assert str(other) in str(error.value)
     with pytest.raises(ValueError, match="same shape"):
         loss(z[0], z[0])
     with pytest.raises(ValueError, match="int32"):
-        loss(z.astype(jnp.int32), z)
+        loss(z.astype(np.int32), z)
     for shape in ((1,), (2, 1), (2, 16, 16), (2, 16, 16, 2)):
         with pytest.raises(ValueError, match="weight"):
-            loss(z, z, weight=jnp.ones(shape))
-    with pytest.raises(ValueError, match="expected one of 'batch', 'image'"):
+            loss(z, z, weight=np.ones(shape))
+    with pytest.raises(ValueError, match="expected one of 'batch', 'image', 'patient'"):
         loss(z, z, reduce="pixel")
+    with pytest.raises(ValueError, match="expected one of 'perfect', 'skip'"):
+        loss(z, z, empty="zero")
+    with pytest.raises(ValueError, match="needs patient"):
+        loss(z, z, reduce="patient")
+    with pytest.raises(ValueError, match=r"\(2,\)"):
+        loss(z, z, reduce="patient", patient=np.zeros(3, int))
 
 
-def test_jit_gives_what_eager_gives_and_traces_once(name):
-    traces = []
-
-    def counted(z, g):
-        traces.append(1)
-        return LOSSES[name].fn(z, g)
-
-    jitted = jax.jit(counted)
-    values = [jitted(*example(seed)) for seed in range(3)]
-    assert len(traces) == 1
-    assert len(set(map(float, values))) == 3
-    np.testing.assert_allclose(values[0], LOSSES[name].fn(*example()), rtol=1e-6)
-
-
-def test_it_never_calls_back_to_the_host(name):
-    z = jnp.zeros(SHAPE)
-    program = str(jax.make_jaxpr(jax.value_and_grad(LOSSES[name].fn))(z, z))
-    assert "callback" not in program
-    assert "f64" not in program
+def test_it_is_one_pure_program_in_float32_without_callbacks(name):
+    z = jax.ShapeDtypeStruct(SHAPE, jnp.float32)
+    text = str(jax.make_jaxpr(jax.value_and_grad(LOSSES[name].fn))(z, z))
+    assert "callback" not in text
+    assert "f64" not in text
+    for dtype in (jnp.bfloat16, jnp.float16):
+        half = jax.eval_shape(LOSSES[name].fn, jax.ShapeDtypeStruct(SHAPE, dtype), z)
+        assert half.dtype == jnp.float32
+    one = call(name, *example())
+    again = call(name, *example())
+    assert all((a == b).all() for a, b in zip(one, again, strict=True))
+    assert one.value != call(name, *example(1)).value
+    assert program(name)._cache_size() == 1
 
 
 def test_no_nan_appears_on_the_way_at_the_extremes(name):
+    for level in (-1e4, -100, 0, 100, 1e4):
+        for mask in (0, 1):
+            found = call(name, np.full(SHAPE, level), np.full(SHAPE, mask))
+            assert all(np.isfinite(values).all() for values in found)
+
+
+@pytest.mark.slow
+def test_jit_gives_what_eager_gives(name):
+    z, g = example()
+    np.testing.assert_allclose(call(name, z, g).value, LOSSES[name].fn(z, g), rtol=1e-5)
+    for dtype in (bool, np.uint8, np.int32, jnp.bfloat16):
+        np.testing.assert_allclose(LOSSES[name].fn(z, g.astype(dtype)), LOSSES[name].fn(z, g), rtol=1e-6)
     with jax.debug_nans(True):
         for level in (-1e4, -100, 0, 100, 1e4):
             for mask in (0, 1):
-                z, g = np.full(SHAPE, level, np.float32), np.full(SHAPE, mask, np.float32)
-                value, gradient = compiled(name)(z, g, np.ones(3, np.float32))
-                assert np.isfinite(value)
-                assert np.isfinite(gradient).all()
+                jax.grad(LOSSES[name].fn)(np.full(SHAPE, level, np.float32), np.full(SHAPE, mask, np.float32))
 
 
 def check_properties(name: str, shape: tuple[int, ...], seed: int, count: int) -> None:
@@ -219,24 +279,32 @@ def check_properties(name: str, shape: tuple[int, ...], seed: int, count: int) -
     assert value.dtype == gradient.dtype == np.float32
     assert np.isfinite(value).all()
     assert np.isfinite(gradient).all()
-    lowest, highest = oracle.RANGE[name]
+    entry = LOSSES[name]
+    lowest, highest = entry.range
     assert ((value >= lowest - 1e-6) & (value <= highest + 1e-5)).all()
 
     hard = np.asarray(g > 0.5, np.float32)
     any_value = np.asarray(loss(z, hard, ones)[0])
     perfect = np.asarray(loss(1e4 * (2 * hard - 1), hard, ones)[0])
-    np.testing.assert_allclose(perfect, 0, atol=1e-5)
-    assert (perfect <= any_value + 1e-5).all()
+    if entry.perfect == "zero":
+        np.testing.assert_allclose(perfect, 0, atol=1e-5)
+    if entry.perfect != "elsewhere":
+        assert (perfect <= any_value + 1e-5 * np.maximum(1, np.abs(any_value))).all()
+    if entry.symmetric:
+        swapped = loss(logit(g), np.asarray(jax.nn.sigmoid(z)), ones)[0]
+        back = loss(logit(np.asarray(jax.nn.sigmoid(z))), g, ones)[0]
+        assert (np.abs(np.asarray(swapped) - np.asarray(back)) <= tolerance).all()
 
     mirrored = loss(z[:, :, ::-1, ::-1], g[:, :, ::-1, ::-1], ones)
     assert (np.abs(np.asarray(mirrored[0]) - value) <= tolerance).all()
     shuffled = loss(z[:, ::-1], g[:, ::-1], ones)
     assert (np.abs(np.asarray(shuffled[0]) - value) <= tolerance).all()
 
-    if name in oracle.PIXELWISE:
+    if not entry.positional:
         order = rng.permutation(shape[1])
         moved = np.asarray(loss(z[:, :, order], g[:, :, order], ones)[0])
         assert (np.abs(moved - value) <= tolerance).all()
+    if entry.monotone:
         better = np.where((hard == 1) & (rng.random(z.shape) < 0.2), z + abs(z) * 0.1 + 0.1, z)
         improved = np.asarray(loss(better.astype(np.float32), hard, ones)[0])
         assert (improved <= any_value + 1e-5 * np.maximum(1, any_value)).all()
@@ -251,10 +319,10 @@ def check_properties(name: str, shape: tuple[int, ...], seed: int, count: int) -
 SEEDS = {"shape": st.sampled_from(DRAWN_SHAPES), "seed": st.integers(0, 2**31)}
 
 
-@settings(max_examples=20, suppress_health_check=list(HealthCheck))
-@given(**SEEDS)
-def test_properties_hold_for_random_contents(name, shape, seed):
-    check_properties(name, shape, seed, count=5)
+@settings(max_examples=4, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 2**31))
+def test_properties_hold_for_random_contents(name, seed):
+    check_properties(name, DRAWN_SHAPES[0], seed, count=5)
 
 
 @pytest.mark.slow

@@ -5,10 +5,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import oracle
 import pytest
 
-from jaxunet.losses import LOSSES, bce_loss, combine, dice_loss, hybrid_loss, jaccard_loss, ssim_loss
+from jaxunet.losses import LOSSES, averaged, bce_loss, combine, dice_loss, hybrid_loss, jaccard_loss, ssim_loss
 
 SHAPE = (2, 16, 18, 2)
 
@@ -56,7 +57,7 @@ def gradient(name: str):
 @pytest.mark.parametrize("reduce", ["batch", "image"])
 @pytest.mark.parametrize("name", LOSSES)
 def test_value_equals_float64(name, reduce):
-    rtol, atol = oracle.VALUE_TOLERANCE[name]
+    rtol, atol = oracle.VALUE_TOLERANCE.get(name, oracle.OTHER_VALUE_TOLERANCE)
     for case, (z, g) in CASES.items():
         value = compiled(name)(z, g, reduce=reduce)
         expected = oracle.ORACLES[name](z, g, None, reduce)
@@ -66,7 +67,7 @@ def test_value_equals_float64(name, reduce):
 @pytest.mark.parametrize("kind", ["sample", "pixel"])
 @pytest.mark.parametrize("name", LOSSES)
 def test_weighted_value_equals_float64(name, kind):
-    rtol, atol = oracle.VALUE_TOLERANCE[name]
+    rtol, atol = oracle.VALUE_TOLERANCE.get(name, oracle.OTHER_VALUE_TOLERANCE)
     weight = WEIGHTS[kind]
     for case in ("random", "blob", "empty"):
         z, g = CASES[case]
@@ -76,14 +77,15 @@ def test_weighted_value_equals_float64(name, kind):
 
 @functools.cache
 def derivatives(name: str):
-    """Value, slope along a direction, gradient, and the gradient's slope: all of it in one compilation."""
+    """Value, slope along a direction, gradient and, for smooth losses, its slope: in one compilation, in float64."""
 
     @jax.jit
     def run(z, g, direction):
         loss = functools.partial(LOSSES[name].fn, masks=g)
         value, slope = jax.jvp(loss, (z,), (direction,))
-        gradient, curvature = jax.jvp(jax.grad(loss), (z,), (direction,))
-        return value, slope, gradient, curvature
+        if name in oracle.SMOOTH:
+            return value, slope, *jax.jvp(jax.grad(loss), (z,), (direction,))
+        return value, slope, jax.grad(loss)(z)
 
     def run_in_float64(*arrays):
         with jax.enable_x64(True):
@@ -95,22 +97,25 @@ def derivatives(name: str):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_derivatives_equal_finite_differences_in_float64_to_second_order(name):
-    z, g = CASES["random"]
-    direction, eps = np.random.default_rng(2).normal(size=SHAPE), 1e-5
-    _, slope, gradient, curvature = derivatives(name)(z, g, direction)
-    ahead, behind = (derivatives(name)(z + sign * eps * direction, g, direction) for sign in (1, -1))
-    expected_slope = (ahead[0] - behind[0]) / (2 * eps)
-    expected_curvature = (ahead[2] - behind[2]) / (2 * eps)
-    assert abs(expected_slope) > 1e-4  # else the comparison would say little
-    np.testing.assert_allclose(slope, expected_slope, rtol=1e-7)
-    np.testing.assert_allclose(np.vdot(gradient, direction), expected_slope, rtol=1e-7)
-    np.testing.assert_allclose(curvature, expected_curvature, rtol=1e-6, atol=1e-7 * np.abs(curvature).max())
+def test_derivatives_equal_finite_differences_in_float64(name):
+    (z, g), eps, rtol = CASES["random"], 1e-5, 1e-7 if name in oracle.SMOOTH else 1e-6
+    rng = np.random.default_rng(2)
+    for _ in range(1 if name in oracle.SMOOTH else 20):
+        direction = rng.normal(size=SHAPE)
+        _, slope, gradient, *curvature = derivatives(name)(z, g, direction)
+        ahead, behind = (derivatives(name)(z + sign * eps * direction, g, direction) for sign in (1, -1))
+        expected = (ahead[0] - behind[0]) / (2 * eps)
+        scale = np.linalg.norm(gradient)  # a direction may happen to be nearly level
+        np.testing.assert_allclose(slope, expected, rtol=rtol, atol=rtol * scale)
+        np.testing.assert_allclose(np.vdot(gradient, direction), slope, rtol=1e-9, atol=1e-9 * scale)
+        if curvature:
+            bend = (ahead[2] - behind[2]) / (2 * eps)
+            np.testing.assert_allclose(curvature[0], bend, rtol=1e-6, atol=1e-7 * np.abs(bend).max())
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_float32_gradient_equals_float64_gradient(name):
-    rtol, atol = oracle.GRADIENT_TOLERANCE[name]
+    rtol, atol = oracle.GRADIENT_TOLERANCE.get(name, oracle.OTHER_GRADIENT_TOLERANCE)
     for case in ("random", "blob", "confident", "soft mask", "empty", "one pixel"):
         z, g = CASES[case]
         single = gradient(name)(z, g)
@@ -120,15 +125,14 @@ def test_float32_gradient_equals_float64_gradient(name):
         np.testing.assert_allclose(single, double, rtol=rtol, atol=max(atol, rounding), err_msg=case)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("name", LOSSES)
-def test_half_precision_logits_are_computed_in_float32(name, dtype):
+def test_half_precision_logits_are_computed_in_float32(name):
     z, g = CASES["blob"]
-    half = jnp.asarray(z, dtype)
+    half = jnp.asarray(z, jnp.bfloat16)
     value = LOSSES[name].fn(half, g)
     assert value.dtype == jnp.float32
-    np.testing.assert_allclose(value, LOSSES[name].fn(half.astype(jnp.float32), g), rtol=1e-6)
-    np.testing.assert_allclose(value, oracle.ORACLES[name](z, g, None, "batch"), atol=1e-2)
+    np.testing.assert_allclose(value, compiled(name)(half.astype(jnp.float32), g), rtol=1e-5)
+    np.testing.assert_allclose(value, oracle.ORACLES[name](z, g, None, "batch"), rtol=1e-2, atol=1e-2)
 
 
 def test_documented_numbers_of_an_empty_mask():
@@ -153,8 +157,9 @@ def test_documented_numbers_of_an_inverse_prediction():
 @pytest.mark.parametrize("name", LOSSES)
 def test_nothing_predicted_of_an_empty_mask_costs_nothing(name):
     empty = np.zeros(SHAPE, np.float32)
-    assert float(compiled(name)(empty - 1e4, empty)) == pytest.approx(0, abs=1e-7)
-    assert not np.asarray(gradient(name)(empty - 1e4, empty)).any()  # saturated, but no NaN
+    if LOSSES[name].perfect == "zero":
+        assert float(compiled(name)(empty - 1e4, empty)) == pytest.approx(0, abs=1e-7)
+        assert not np.asarray(gradient(name)(empty - 1e4, empty)).any()  # saturated, but no NaN
 
 
 def test_bce_gradient_is_probability_minus_label_over_count():
@@ -196,7 +201,7 @@ def test_dice_and_jaccard_are_one_function_of_each_other():
         assert 1 - jaccard_loss(z, g) <= 1 - dice_loss(z, g, smooth=0.0) + 1e-6
 
 
-@pytest.mark.parametrize("name", oracle.SYMMETRIC)
+@pytest.mark.parametrize("name", [name for name, entry in LOSSES.items() if entry.symmetric])
 def test_masks_and_probabilities_may_change_places(name):
     z1, z2 = CASES["random"][0], CASES["blob"][0]
     p1, p2 = (oracle.sigmoid(z).astype(np.float32) for z in (z1, z2))
@@ -264,6 +269,33 @@ def test_combine_is_the_weighted_sum_and_itself_a_loss():
         bce, dice, ssim = (compiled(name)(z, g, reduce=reduce) for name in ("bce", "dice", "ssim"))
         value = loss(z, g, weight=np.ones(2), reduce=reduce)
         np.testing.assert_allclose(value, 0.3 * bce + 2 * (dice + 0.5 * ssim), rtol=1e-6)
+
+
+def test_an_average_counts_the_groups_that_count():
+    z, g = (np.concatenate([a, a[:1] * 0.5, a[:1] * 0.25]) for a in CASES["blob"])
+    g[1] = 0
+    images = np.asarray(dice_loss(z, g, reduce="image"))
+    mean = averaged(dice_loss, "image")
+    assert float(mean(z, g)) == pytest.approx(images.mean(), rel=1e-6)
+    assert float(mean(z, g, empty="skip")) == pytest.approx(np.delete(images, 1).mean(), rel=1e-6)
+    assert float(mean(z, g, weight=np.array([1, 1, 1, 0]))) == pytest.approx(images[:3].mean(), rel=1e-6)
+    assert float(mean(z, g, weight=np.zeros(4))) == 0
+    patients = [float(dice_loss(z[rows], g[rows], smooth=2.0)) for rows in ([0, 3], [1, 2])]
+    found = averaged(dice_loss, "patient")(z, g, patient=np.array([9, 4, 4, 9]), smooth=2.0)
+    assert float(found) == pytest.approx(np.mean(patients), rel=1e-6)
+    assert averaged(dice_loss, "batch") is dice_loss
+
+
+def test_a_schedule_changes_a_weight_without_another_compilation():
+    z, g = CASES["blob"]
+    loss = combine([bce_loss, combine([dice_loss], [lambda step: 2.0 * step])], [optax.linear_schedule(0, 1, 10), 1])
+    jitted = jax.jit(lambda step: loss(z, g, step=step))
+    bce, dice = bce_loss(z, g), dice_loss(z, g)
+    for step in (0, 5, 10, 20):
+        assert float(jitted(step)) == pytest.approx(min(step / 10, 1) * bce + 2 * step * dice, rel=1e-5)
+    assert jitted._cache_size() == 1
+    with pytest.raises(ValueError, match="pass step="):
+        loss(z, g)
 
 
 def test_combine_refuses_another_number_of_weights():

@@ -11,9 +11,9 @@ import pytest
 import tiny
 
 from jaxunet import UNet, eval_step, init_state, predict_step, train_step
-from jaxunet.losses import LOSSES, bce_loss, dice_loss
+from jaxunet.losses import LOSSES, averaged, bce_loss, dice_loss
 from jaxunet.sharding import make_mesh, replicate
-from jaxunet.step import compile_eval_step, compile_predict_step, compile_train_step, with_weight
+from jaxunet.step import compile_eval_step, compile_predict_step, compile_train_step, with_context
 
 NETWORK = UNet(base_filters=2, num_layers=1, dropout_rate=0.4)
 FLAT = UNet(base_filters=4, num_layers=0)  # quick to compile, no dropout
@@ -131,15 +131,29 @@ def test_plain_loss_of_logits_and_masks_is_accepted_and_gets_float_masks():
         return jnp.mean(jnp.maximum(0, 1 - (2 * masks - 1) * logits))  # 255 instead of -1 were masks still uint8
 
     logits, masks = jnp.array([2.0, -2.0, 0.5]), jnp.array([1, 0, 0], jnp.uint8)
-    assert float(with_weight(hinge)(logits, masks, weight=jnp.ones(3))) == pytest.approx(0.5)
-    assert float(with_weight(hinge, rows=2)(logits, masks, weight=jnp.ones(3))) == 0
+    assert float(with_context(hinge)(logits, masks, weight=jnp.ones(3))) == pytest.approx(0.5)
+    assert float(with_context(hinge, rows=2)(logits, masks, weight=jnp.ones(3))) == 0
     _, result = jax.eval_shape(functools.partial(train_step, loss=hinge, seed=0), fresh(), BATCH)
     assert result["loss"].shape == ()
 
 
 def test_losses_that_take_weight_are_recognised_through_wrappers():
-    for loss in (bce_loss, functools.partial(dice_loss, smooth=0.5), jax.jit(bce_loss), LOSSES["hybrid"].fn):
-        assert with_weight(loss) is loss
+    logits, masks, weight = jnp.array([[[[2.0]]], [[[-1.0]]]]), jnp.ones((2, 1, 1, 1)), jnp.array([1.0, 0.0])
+    for loss in (bce_loss, functools.partial(dice_loss, smooth=0.5), jax.jit(bce_loss), averaged(bce_loss, "image")):
+        found = with_context(loss)(logits, masks, weight=weight, patient=None, step=0)
+        np.testing.assert_allclose(found, loss(logits[:1], masks[:1]), rtol=1e-6)
+
+
+def test_a_loss_gets_the_patients_and_the_step_if_it_asks_for_them():
+    def asking(logits, masks, *, step, patient):
+        return jnp.sum(logits) * 0 + 10 * step + jnp.sum(patient)
+
+    state = fresh().replace(step=jnp.int32(7))
+    batch = BATCH | {"patient": np.array([1, 2, 3, 4], np.int32)}
+    _, result = train_step(state, batch, loss=asking, seed=0)
+    assert float(result["loss"]) == 80
+    evaluate = compile_eval_step(make_mesh(jax.devices()[:1]), apply_fn=FLAT.apply, loss=asking)
+    assert float(evaluate(tiny.params(FLAT), batch, 3, rows=2)[0]) == 33  # a loss without weight never sees padding
 
 
 @pytest.mark.parametrize("kind", ["weighted", "plain"])

@@ -1,51 +1,43 @@
 """Segmentation losses: pure functions of `(logits, masks)` with one signature.
 
-`loss(logits, masks, *, weight=None, reduce="batch", **options)`, logits and masks `[B, H, W, K]`. `LOSSES` names them.
+`loss(logits, masks, *, weight=None, reduce="batch", patient=None, empty="perfect", **options)`
+
+- `logits`: `[B, H, W, K]` unnormalised scores of any float dtype; computed in float32.
+- `masks`: the same shape, values in [0, 1], any dtype.
+- `weight`: `[B]` or `[B, H, W, 1]`; zero takes a sample or a pixel out of value and gradient.
+- `reduce`: "batch" gives one scalar, with sums over the whole global batch; "image" gives `[B]`, a loss an image;
+  "patient" gives `[B]`, a loss a patient in the row of its first image, zero in the others. What is per image by nature
+  (SSIM, Lovász, distances) is averaged over the images of a group. `averaged` makes a scalar of the last two.
+- `patient`: int `[B]`, equal for the images of one patient; only `reduce="patient"` needs it.
+- `empty`: "perfect" or "skip", what a group without a true pixel is worth; metrics have the same rule.
+- ValueError: shapes differ, logits are no floats, or an argument has no such value.
+
+`LOSSES` describes each by name.
 """
 
-import dataclasses
-from collections.abc import Callable
-
-from jax import Array
-
+from jaxunet.losses import compound, distribution, region, structural
 from jaxunet.losses.compound import bce_dice_loss, bce_jaccard_loss, combine, hybrid_loss
 from jaxunet.losses.distribution import bce_loss
-from jaxunet.losses.reduction import Reduce
+from jaxunet.losses.entry import CONTRACT, Loss
+from jaxunet.losses.reduction import Empty, Reduce, averaged
 from jaxunet.losses.region import dice_loss, jaccard_loss
 from jaxunet.losses.structural import ssim_loss
 
-
-@dataclasses.dataclass(frozen=True)
-class Loss:
-    """What `LOSSES` says of a loss.
-
-    Attributes:
-      fn: the function, `(logits, masks, *, weight, reduce, **options)`.
-      family: "distribution", "region", "structural" or "compound".
-      formula: in p = sigmoid(logits) and g = masks.
-      source: the paper.
-    """
-
-    fn: Callable[..., Array]
-    family: str
-    formula: str
-    source: str
-
-
 LOSSES: dict[str, Loss] = {
-    "bce": Loss(bce_loss, "distribution", "mean(-g log p - (1-g) log(1-p))", "arXiv 1505.04597"),
-    "dice": Loss(dice_loss, "region", "1 - (2 sum(pg) + 1) / (sum(p) + sum(g) + 1)", "arXiv 1608.04117"),
-    "jaccard": Loss(jaccard_loss, "region", "1 - sum(pg) / sum(p + g - pg)", "Rahman and Wang 2016"),
-    "ssim": Loss(ssim_loss, "structural", "1 - SSIM(p, g)", "Wang et al. 2004"),
-    "bce_dice": Loss(bce_dice_loss, "compound", "(bce + dice) / 2", "arXiv 1805.02798"),
-    "bce_jaccard": Loss(bce_jaccard_loss, "compound", "(bce + jaccard) / 2", "arXiv 1805.02798"),
-    "hybrid": Loss(hybrid_loss, "compound", "(bce + ssim + jaccard) / 3", "arXiv 2101.04704"),
+    **distribution.ENTRIES,
+    **region.ENTRIES,
+    **structural.ENTRIES,
+    **compound.ENTRIES,
 }
+"""Every loss by the name that `--train.loss` takes."""
 
 __all__ = [
+    "CONTRACT",
     "LOSSES",
+    "Empty",
     "Loss",
     "Reduce",
+    "averaged",
     "bce_dice_loss",
     "bce_jaccard_loss",
     "bce_loss",

@@ -1,69 +1,156 @@
-"""The contract that every loss keeps: shapes, dtypes, weights and reductions."""
+"""The contract that every loss keeps: shapes, dtypes, weights, reductions and empty masks."""
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-Reduce = Literal["batch", "image"]
+Reduce = Literal["batch", "image", "patient"]
+"""What gets a loss of its own: the whole batch, each image, or each patient's images together."""
 
-AXES: dict[str, tuple[int, ...]] = {"batch": (0, 1), "image": (1,)}
-"""Axes of the row sums `[B, H]` that a reduction adds up: "batch" leaves one scalar, "image" leaves `[B]`."""
+Empty = Literal["perfect", "skip"]
+"""What a group without a true pixel is worth, in losses and metrics alike.
+
+"perfect": an empty prediction of an empty mask is right (loss 0, score 1), any other wrong. "skip": the group does not
+count (loss 0 without gradient, score NaN and left out of every mean).
+"""
+
+REDUCTIONS: tuple[str, ...] = ("batch", "image", "patient")
 
 
-def prepare(logits: Array, masks: Array, weight: Array | None) -> tuple[Array, Array, Array]:
+class Inputs(NamedTuple):
+    """Arguments of a loss, checked and cast, with the sums over the groups that each get a loss.
+
+    Attributes:
+      logits: `[B, H, W, K]`, at least float32, zero where nothing counts.
+      masks: the same.
+      weight: `[B, 1, 1, 1]` or `[B, H, W, 1]`.
+      reduce: what forms a group.
+      group: int32 `[B]`, the row of the first image of each image's group.
+    """
+
+    logits: Array
+    masks: Array
+    weight: Array
+    reduce: Reduce
+    group: Array
+
+    @property
+    def probs(self) -> Array:
+        """Sigmoid of the logits."""
+        return jax.nn.sigmoid(self.logits)
+
+    @property
+    def image_weight(self) -> Array:
+        """Mean weight of the pixels of each image, `[B]`."""
+        return jnp.mean(self.weight, (1, 2, 3))
+
+    def total(self, values: Array) -> Array:
+        """Sum of `values` `[B, H, W, K]` in each group.
+
+        It is taken in stages, because XLA's CPU backend adds short arrays one number after the other, which costs two
+        digits in float32. Without the barrier the compiler would merge the stages again.
+        """
+        rows = lax.optimization_barrier(jnp.sum(values, (2, 3)))
+        return self.total_of_images(jnp.sum(rows, 1))
+
+    def mean(self, values: Array) -> Array:
+        """Mean of `values` `[B, H, W, K]` under the weight in each group; 0 where nothing has weight."""
+        weight = jnp.broadcast_to(self.weight, values.shape)
+        return ratio(self.total(weight * values), self.total(weight))
+
+    def total_of_images(self, values: Array) -> Array:
+        """Sum of `values` `[B]` in each group: a scalar, or `[B]` with zero in rows that begin no group."""
+        if self.reduce == "batch":
+            return jnp.sum(values)
+        if self.reduce == "image":
+            return values
+        return jax.ops.segment_sum(values, self.group, num_segments=len(self.group))
+
+    def mean_of_images(self, values: Array, weight: Array | None = None) -> Array:
+        """Reduces a loss that is per image by nature, `values` `[B]`, by the weight `[B]` of each image."""
+        weight = self.image_weight if weight is None else weight
+        return ratio(self.total_of_images(weight * values), self.total_of_images(weight))
+
+    def of_images(self, groups: Array) -> Array:
+        """What the group of each image has, `[B]`, of a result of `total`."""
+        return jnp.broadcast_to(groups, self.group.shape) if self.reduce == "batch" else groups[self.group]
+
+
+def prepare(
+    logits: Array,
+    masks: Array,
+    weight: Array | None = None,
+    reduce: Reduce = "batch",
+    patient: Array | None = None,
+    empty: Empty = "perfect",
+) -> Inputs:
     """Checks and casts the arguments of a loss.
 
     Args:
       logits: `[B, H, W, K]`, any float dtype.
       masks: same shape, values in [0, 1], any dtype.
       weight: None, `[B]` or `[B, H, W, 1]`; zero takes a sample or a pixel out, whatever is there (NaN included).
+      reduce: "batch", "image" or "patient".
+      patient: int `[B]`, equal for the images of one patient; any values. Only "patient" needs it.
+      empty: "skip" takes groups without a true pixel out.
 
     Returns:
-      Logits and masks in at least float32 (float64 stays float64), zero where they do not count, and a weight that
-      broadcasts against them: `[B, 1, 1, 1]` or `[B, H, W, 1]`.
+      The inputs in at least float32 (float64 stays float64), zero where they do not count.
 
     Raises:
-      ValueError: shapes differ (`[B, H, W]` is never broadcast against `[B, H, W, 1]`), or logits are no floats.
+      ValueError: shapes differ (`[B, H, W]` is never broadcast against `[B, H, W, 1]`), logits are no floats, `reduce`
+        or `empty` is unknown, or `reduce="patient"` without `patient`.
     """
     logits, masks = jnp.asarray(logits), jnp.asarray(masks)
     if logits.ndim != 4 or logits.shape != masks.shape:
         raise ValueError(f"logits {logits.shape} and masks {masks.shape} must have the same shape [B, H, W, K]")
     if not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ValueError(f"logits are {logits.dtype}; expected unnormalised scores of a float dtype")
+    if reduce not in REDUCTIONS:
+        raise ValueError(f"reduce={reduce!r}; expected one of {', '.join(map(repr, REDUCTIONS))}")
+    if empty not in ("perfect", "skip"):
+        raise ValueError(f"empty={empty!r}; expected one of 'perfect', 'skip'")
     dtype = jnp.promote_types(logits.dtype, jnp.float32)
     logits, masks = logits.astype(dtype), masks.astype(dtype)
     factors = _prepare_weight(weight, logits.shape).astype(dtype)
     if weight is not None:
         # Zero times NaN is NaN: what is left out must not reach the arithmetic.
         logits, masks = jnp.where(factors != 0, logits, 0), jnp.where(factors != 0, masks, 0)
-    return logits, masks, factors
+    inputs = Inputs(logits, masks, factors, reduce, _groups(len(logits), reduce, patient))
+    if empty == "perfect":
+        return inputs
+    counts = inputs.of_images(inputs.total(factors * masks)) > 0
+    return inputs._replace(weight=jnp.where(counts[:, None, None, None], factors, 0))
 
 
-def weighted_mean(values: Array, weight: Array, reduce: Reduce) -> Array:
-    """Mean of `values` `[B, H, W, K]` under `weight`; 0 where nothing has weight."""
-    weight = jnp.broadcast_to(weight, values.shape)
-    return ratio(total(weight * values, reduce), total(weight, reduce))
+def averaged(loss: Callable[..., Array], over: Reduce) -> Callable[..., Array]:
+    """Makes a scalar of a loss of groups: the mean over the images, or over the patients, that count.
 
+    `averaged(dice_loss, "patient")` is one minus the mean soft Dice of the patients in a batch; the plain `dice_loss`
+    takes the batch as one image.
 
-def total(values: Array, reduce: Reduce) -> Array:
-    """Sum of `values` `[B, H, W, K]`: a scalar under "batch", `[B]` under "image".
+    Args:
+      loss: a loss of this package's signature.
+      over: "image" or "patient"; "batch" returns the loss as it is.
 
-    It is taken in two stages, because XLA's CPU backend adds short arrays one number after the other, which costs two
-    digits in float32. Without the barrier the compiler would merge the stages again.
+    Returns:
+      `(logits, masks, *, weight=None, patient=None, **options)` to a scalar: 0 where nothing counts.
     """
-    rows = lax.optimization_barrier(jnp.sum(values, (2, 3)))
-    return jnp.sum(rows, AXES[_known(reduce)])
+    if over == "batch":
+        return loss
 
+    def mean(
+        logits: Array, masks: Array, *, weight: Array | None = None, patient: Array | None = None, **options: Any
+    ) -> Array:
+        values = loss(logits, masks, weight=weight, reduce=over, patient=patient, **options)
+        inputs = prepare(logits, masks, weight, over, patient, options.get("empty", "perfect"))
+        counts = inputs.total_of_images(inputs.image_weight) > 0
+        return ratio(jnp.sum(jnp.where(counts, values, 0)), jnp.sum(counts, dtype=values.dtype))
 
-def mean_over_images(values: Array, weight: Array, reduce: Reduce) -> Array:
-    """Reduces a loss that is per image by nature, `values` `[B]`, by the weight of each image.
-
-    Under "batch" it is the weighted mean over images, under "image" each image's value, 0 where its weight is zero.
-    """
-    if _known(reduce) == "image":
-        return jnp.where(weight > 0, values, 0)
-    return ratio(jnp.sum(weight * values), jnp.sum(weight))
+    return mean
 
 
 def ratio(numerator: Array, denominator: Array) -> Array:
@@ -72,10 +159,17 @@ def ratio(numerator: Array, denominator: Array) -> Array:
     return jnp.where(defined, numerator / jnp.where(defined, denominator, 1), 0)
 
 
-def _known(reduce: Reduce) -> Reduce:
-    if reduce not in AXES:
-        raise ValueError(f"reduce={reduce!r}; expected one of {', '.join(map(repr, AXES))}")
-    return reduce
+def _groups(images: int, reduce: Reduce, patient: Array | None) -> Array:
+    if reduce == "batch":
+        return jnp.zeros(images, jnp.int32)
+    if reduce == "image":
+        return jnp.arange(images, dtype=jnp.int32)
+    if patient is None:
+        raise ValueError('reduce="patient" needs patient, an index [B] that is equal for the images of one patient')
+    patient = jnp.asarray(patient)
+    if patient.shape != (images,):
+        raise ValueError(f"patient {patient.shape} must be [B] = {(images,)}")
+    return jnp.argmax(patient[:, None] == patient, axis=1).astype(jnp.int32)
 
 
 def _prepare_weight(weight: Array | None, shape: tuple[int, ...]) -> Array:

@@ -1,11 +1,11 @@
 """Losses that compare local structure."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxunet.losses.reduction import Reduce, mean_over_images, prepare
+from jaxunet.losses.entry import Loss
+from jaxunet.losses.reduction import Empty, Reduce, prepare
 
 
 def ssim_loss(
@@ -13,44 +13,43 @@ def ssim_loss(
     masks: Array,
     *,
     weight: Array | None = None,
+    reduce: Reduce = "batch",
+    patient: Array | None = None,
+    empty: Empty = "perfect",
     window: int = 11,
     sigma: float = 1.5,
     k1: float = 0.01,
     k2: float = 0.03,
-    reduce: Reduce = "batch",
 ) -> Array:
     """One minus the structural similarity of probabilities and masks (dynamic range 1, windows inside the image only).
 
-    Args:
-      logits: `[B, H, W, K]` unnormalised scores, any float dtype, H and W at least `window`; computed in float32.
-      masks: same shape, values in [0, 1].
-      weight: `[B]` or `[B, H, W, 1]`; zero takes a sample out, or every window that contains the pixel. A window counts
-        by the smallest weight in it.
-      window: side of the Gaussian window in pixels.
+    A pixel of weight zero takes every window that contains it out: a window counts by the smallest weight in it. SSIM
+    is per image by nature; "batch" and "patient" are means over images. Other arguments and errors: see
+    `jaxunet.losses`.
+
+    Options:
+      window: side of the Gaussian window in pixels; H and W are at least this.
       sigma: standard deviation of the window in pixels.
       k1: stabilises the luminance term.
       k2: stabilises the contrast term.
-      reduce: SSIM is per image by nature; "batch" is the mean over images, "image" gives `[B]`.
 
     Returns:
       The loss, in [0, 2]: above 1 where prediction and mask are anticorrelated.
 
     Raises:
-      ValueError: shapes differ, the image is smaller than the window, or `reduce` is unknown.
+      ValueError: the image is smaller than the window.
 
     Source: Wang et al. 2004, Image Quality Assessment: From Error Visibility to Structural Similarity, eq. 13.
     """
-    logits, masks, weight = prepare(logits, masks, weight)
-    height, width = logits.shape[1:3]
+    x = prepare(logits, masks, weight, reduce, patient, empty)
+    height, width = x.logits.shape[1:3]
     if min(height, width) < window:
         raise ValueError(f"SSIM needs images of at least {window}x{window} pixels, got {height}x{width}")
-    similarity = _ssim_map(jax.nn.sigmoid(logits), masks, window, sigma, k1**2, k2**2)
-    window_weight = _window_weight(weight, window)
-    per_window = jnp.broadcast_to(window_weight, similarity.shape)
+    similarity = _ssim_map(x.probs, x.masks, window, sigma, k1**2, k2**2)
+    per_window = jnp.broadcast_to(_window_weight(x.weight, window), similarity.shape)
     total = jnp.sum(per_window, (1, 2, 3))
-    safe = jnp.where(total > 0, total, 1)
-    per_image = 1 - jnp.sum(per_window * similarity, (1, 2, 3)) / safe
-    return mean_over_images(per_image, total / per_window[0].size, reduce)
+    per_image = 1 - jnp.sum(per_window * similarity, (1, 2, 3)) / jnp.where(total > 0, total, 1)
+    return x.mean_of_images(per_image, total / per_window[0].size)
 
 
 def _ssim_map(x: Array, y: Array, window: int, sigma: float, c1: float, c2: float) -> Array:
@@ -97,3 +96,17 @@ def _window_weight(weight: Array, window: int) -> Array:
     if weight.shape[1:] == (1, 1, 1):
         return weight
     return lax.reduce_window(weight, jnp.inf, lax.min, (1, window, window, 1), (1, 1, 1, 1), "VALID")
+
+
+ENTRIES = {
+    "ssim": Loss(
+        ssim_loss,
+        "structural",
+        "1 - SSIM(p, g), 11x11 Gaussian window",
+        "Wang et al. 2004, Image Quality Assessment, eq. 13",
+        range=(0, 2),
+        on_empty="0 for the empty prediction; every pixel is pushed down",
+        symmetric=True,
+        positional=True,
+    ),
+}
