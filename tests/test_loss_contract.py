@@ -205,11 +205,6 @@ def test_a_batch_of_padding_alone_is_zero_and_has_no_gradient(name):
     assert not any(values.any() for values in found)
 
 
-def test_a_weight_that_is_the_same_everywhere_changes_nothing(name):
-    z, g = example()
-    np.testing.assert_allclose(call(name, z, g, np.full(3, 0.5, np.float32)).image, call(name, z, g).image, rtol=1e-4)
-
-
 def test_wrong_shapes_and_dtypes_are_refused_with_the_shapes(name):
     loss, z = LOSSES[name].fn, np.zeros((2, 16, 16, 1), np.float32)
     for other in ((2, 16, 16), (2, 16, 16, 2), (1, 16, 16, 1), (2, 16, 1, 16)):
@@ -291,9 +286,10 @@ def check_properties(name: str, shape: tuple[int, ...], seed: int, count: int) -
     if entry.perfect != "elsewhere":
         assert (perfect <= any_value + 1e-5 * np.maximum(1, np.abs(any_value))).all()
     if entry.symmetric:
-        swapped = loss(logit(g), np.asarray(jax.nn.sigmoid(z)), ones)[0]
-        back = loss(logit(np.asarray(jax.nn.sigmoid(z))), g, ones)[0]
-        assert (np.abs(np.asarray(swapped) - np.asarray(back)) <= tolerance).all()
+        p = np.asarray(jax.nn.sigmoid(z))
+        there, back = (np.asarray(loss(logit(one), other, ones)[0]) for one, other in ((p, g), (g, p)))
+        both = p.any((1, 2, 3, 4)) & g.any((1, 2, 3, 4))  # an empty mask has a rule of its own
+        assert (np.abs(there - back) <= tolerance)[both].all()
 
     mirrored = loss(z[:, :, ::-1, ::-1], g[:, :, ::-1, ::-1], ones)
     assert (np.abs(np.asarray(mirrored[0]) - value) <= tolerance).all()
