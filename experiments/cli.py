@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import config as cfg
+from experiments.allocator import keep_freed_memory
 from experiments.config import PRESETS, Config, ConfigError
 from experiments.fields import describe, from_text, literal, plain, suggest
 from experiments.ini import read_ini
@@ -216,6 +217,7 @@ def run_program(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]
     code itself, by a class attribute `exit_code`; one without is a defect of the program and keeps its traceback.
     The environment variable JAXUNET_TRACEBACK=1 shows the traceback of every error.
     """
+    keep_freed_memory()
     try:
         return main(list(sys.argv[1:] if argv is None else argv)) or 0
     except KeyboardInterrupt:

@@ -15,6 +15,9 @@ from jax.typing import DTypeLike
 WIDE = 64
 """Channels from which a matrix product is worth the copies that it needs."""
 
+STRIP = 8
+"""Rows of an image that are worked on at once where the channels are too few for one large product."""
+
 TINY = 8 * 8
 """Pixels up to which XLA's CPU convolution loses to a matrix product, forward too."""
 
@@ -87,28 +90,47 @@ def _input_gradient_cpu(x: Array, kernel: Array, g: Array) -> Array:
     if not _is_tiny(x):
         return _input_gradient(x, kernel, g)
     h, w = x.shape[1:3]
-    parts = jnp.einsum("bhwd,ijcd->bhwijc", g, kernel)
+    # The kernel first: as it lies, it is the left side of a product, and as the right side it would be transposed.
+    parts = lax.dot_general(kernel, g, (((3,), (3,)), ((), ()))).transpose(3, 4, 5, 0, 1, 2)
     parts = jnp.pad(parts, ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0), (0, 0)))
     return sum((parts[:, 2 - i : 2 - i + h, 2 - j : 2 - j + w, i, j] for i in range(3) for j in range(3)), start=0 * x)
 
 
 def _kernel_gradient_cpu(x: Array, kernel: Array, g: Array) -> Array:
-    if min(kernel.shape[2:]) < WIDE:
-        return _kernel_gradient(x, kernel, g)
+    if _is_tiny(x):  # no other form leaves the large result in its order
+        return jnp.einsum("bhwijc,bhwd->ijcd", _neighbours(_neighbours(x, 2), 1), g)
+    channels = min(kernel.shape[2:])
+    if channels < WIDE:
+        in_strips = channels >= WIDE // 2 and x.shape[1] % STRIP == 0
+        return _kernel_gradient_in_strips(x, kernel, g) if in_strips else _kernel_gradient(x, kernel, g)
     # Three copies of each side do for nine offsets: `x` is shifted along the rows, `g` across them, the other way.
-    blocks = jnp.einsum("bhwjc,bhwid->ijcd", _neighbours(x, 2), _neighbours(g, 1))
-    return blocks[::-1]
+    return jnp.einsum("bhwjc,bhwid->ijcd", _neighbours(x, 2), _neighbours(g, 1, order=(2, 1, 0)))
+
+
+def _kernel_gradient_in_strips(x: Array, kernel: Array, g: Array) -> Array:
+    """A product for each of the nine offsets, strip by strip, so that the copies of `x` stay in the cache."""
+    w = x.shape[2]
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+
+    def add_strip(sums: Array, top: Array) -> tuple[Array, None]:
+        rows = lax.dynamic_slice_in_dim(padded, top, STRIP + 2, axis=1)
+        slopes = lax.dynamic_slice_in_dim(g, top, STRIP, axis=1)
+        offsets = [[rows[:, i : i + STRIP, j : j + w] for j in range(3)] for i in range(3)]
+        products = [[jnp.einsum("bhwc,bhwd->cd", part, slopes) for part in parts] for parts in offsets]
+        return sums + jnp.stack([jnp.stack(row) for row in products]), None
+
+    return lax.scan(add_strip, jnp.zeros_like(kernel), jnp.arange(0, x.shape[1], STRIP))[0]
 
 
 def _is_tiny(x: Array) -> bool:
     return x.shape[1] * x.shape[2] <= TINY and x.shape[3] >= WIDE
 
 
-def _neighbours(x: Array, axis: int) -> Array:
+def _neighbours(x: Array, axis: int, order: tuple[int, ...] = (0, 1, 2)) -> Array:
     """Each pixel beside the one before and after it along `axis`, zero outside: a new axis of 3 after the third."""
     size = x.shape[axis]
     padded = jnp.pad(x, [(1, 1) if a == axis else (0, 0) for a in range(x.ndim)])
-    return jnp.stack([lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(3)], axis=3)
+    return jnp.stack([lax.slice_in_dim(padded, i, i + size, axis=axis) for i in order], axis=3)
 
 
 class UpConv(nn.Module):

@@ -122,7 +122,15 @@ def test_max_pool_keeps_the_dtype(dtype):
 
 @pytest.mark.parametrize(
     ("shape", "features"),
-    [((2, 8, 8, 64), 80), ((2, 4, 6, 128), 64), ((1, 16, 12, 64), 72), ((2, 8, 8, 5), 7), ((2, 2, 2, 64), 64)],
+    [
+        ((2, 8, 8, 64), 80),
+        ((2, 4, 6, 128), 64),
+        ((1, 16, 12, 64), 72),
+        ((2, 8, 8, 5), 7),
+        ((2, 2, 2, 64), 64),
+        ((2, 16, 6, 32), 40),  # in two strips of rows
+        ((2, 12, 20, 32), 32),  # no whole number of strips
+    ],
 )
 def test_convolution_is_flax_conv_in_value_and_gradient(shape, features):
     x, kernel = draw(shape), draw((3, 3, shape[-1], features), seed=1)

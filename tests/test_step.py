@@ -150,7 +150,7 @@ def test_a_loss_gets_the_patients_and_the_step_if_it_asks_for_them():
 
     state = fresh().replace(step=jnp.int32(7))
     batch = BATCH | {"patient": np.array([1, 2, 3, 4], np.int32)}
-    _, result = train_step(state, batch, loss=asking, seed=0)
+    _, result = compile_train_step(make_mesh(jax.devices()[:1]), loss=asking, seed=0)(state, batch)
     assert float(result["loss"]) == 80
     evaluate = compile_eval_step(make_mesh(jax.devices()[:1]), apply_fn=FLAT.apply, loss=asking)
     assert float(evaluate(tiny.params(FLAT), batch, 3, rows=2)[0]) == 33  # a loss without weight never sees padding
