@@ -52,7 +52,7 @@ class Split:
       val: what early stopping and the choice of the best weights look at.
       test: what is looked at once.
       notes: what the reader of the results must know, one sentence each.
-      whole_volumes: whether the test part holds patients rather than single slices.
+      whole_volumes: whether the test part holds whole volumes of patients rather than single or selected slices.
     """
 
     by: str
@@ -128,11 +128,15 @@ def split(
     if not any(entries[index].positives for index in val):
         notes.append(f"0 of {len(val)} validation masks contain tumour: early stopping cannot judge the segmentation")
     parts = [tuple(sorted(part)) for part in (train, val, test)]
+    # Above and below its tumour every volume has slices without.
+    whole = by != "slice" and not all(entries[index].positives for index in test)
     if by != "slice":
         people = [{_person(entries[index]) for index in part} for part in parts]
         assert len(set().union(*people)) == sum(map(len, people)), "a patient is on two sides"
+        if not whole:
+            notes.append("the test holds slices with tumour only: no patient's volume is whole, none is scored")
     train_part, val_part, test_part = parts
-    return Split(by, train_part, val_part, test_part, tuple(notes), whole_volumes=by != "slice")
+    return Split(by, train_part, val_part, test_part, tuple(notes), whole_volumes=whole)
 
 
 Parts = tuple[list[int], list[int], list[int], list[str]]
@@ -152,13 +156,16 @@ def _split_slices(entries: Sequence[Slice], trained: Sequence[bool], rng: np.ran
         rest, test = by_name(shuffled[:count]), shuffled[count:]
     count = len(rest) - max(len(rest) * 2 // 10, 1)
     people = [{_person(entries[index]) for index in part} - {""} for part in (rest, test)]
-    unnamed = sum(not entry.patient for entry in entries)
-    leak = (
-        f"{len(people[0] & people[1])} of {len(people[0] | people[1])} patients are on both sides"
-        if not unnamed
-        else f"{unnamed} slices name no patient, who may be on both sides"
-    )
-    note = f"split by slice, as documented: {leak}, so that scores are optimistic; --data.split=patient is honest"
+    if unnamed := sum(not entry.patient for entry in entries):
+        leak = f"{unnamed} slices name no patient, who may be on both sides, so that scores may be optimistic"
+    elif shared := people[0] & people[1]:
+        leak = (
+            f"{len(shared)} of {len(people[0] | people[1])} patients are on both sides, so that scores are optimistic"
+        )
+        leak += "; --data.split=patient is honest"
+    else:
+        leak = "no patient of the test is in training or validation, which share theirs"
+    note = f"split by slice, as documented: {leak}"
     return rest[:count], rest[count:], [index for index in test if entries[index].positives], [note]
 
 
@@ -167,8 +174,6 @@ def _split_patients(entries: Sequence[Slice], by: str, rng: np.random.Generator,
     notes = []
     if _is_fixed(entries):
         test_people = _fixed_test(entries, site_of, by)
-        if all(entry.positives for entry in entries if entry.subset == "test"):
-            notes.append("the test folder holds slices with tumour only; figures per patient cover only those")
     elif by == "site":
         chosen = _choose_sites(site_of, test_sites)
         test_people = {person for person, site in site_of.items() if site in chosen}

@@ -72,8 +72,14 @@ def test_the_slice_split_counts_the_patients_on_both_sides():
     result = split(REAL, by="slice")
     both = people(REAL, result.train + result.val) & people(REAL, result.test)
     assert f"{len(both)} of {len(people(REAL, range(len(REAL))))} patients are on both sides" in result.notes[0]
+    assert result.notes[0].endswith("so that scores are optimistic; --data.split=patient is honest")
     unnamed = [Entry(f"s{i:02d}") for i in range(20)]
     assert "20 slices name no patient" in split(unnamed, by="slice").notes[0]
+
+
+def test_the_slice_split_of_folders_by_patient_is_not_said_to_leak():
+    (note,) = split(FIXED, by="slice").notes
+    assert "no patient of the test is in training or validation" in note and "optimistic" not in note
 
 
 def test_the_slice_split_on_all_slices_still_tests_on_tumour():
@@ -296,11 +302,12 @@ def test_a_site_in_both_folders_is_refused_by_site():
     assert len(result.test) == 18
 
 
-def test_a_test_folder_of_tumour_slices_only_is_said():
+def test_a_test_of_tumour_slices_only_holds_no_whole_volume():
+    assert split(FIXED).whole_volumes and not split(FIXED).notes
     entries = [entry for entry in FIXED if entry.positives]
-    assert split(entries).notes == (
-        "the test folder holds slices with tumour only; figures per patient cover only those",
-    )
+    result = split(entries)
+    assert not result.whole_volumes
+    assert result.notes == ("the test holds slices with tumour only: no patient's volume is whole, none is scored",)
 
 
 def test_slices_with_and_without_a_folder_are_not_mixed():
