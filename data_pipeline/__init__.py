@@ -34,7 +34,7 @@ def open_source(
       phantom_seed: and its seed.
 
     Raises:
-      UsageError: a number out of its range.
+      UsageError: a number out of its range, or one that synthetic slices cannot have.
       DataError: an explicit place that is missing or not usable; the synthetic set never stands in for it.
     """
     _check_ranges(size, mask_threshold, phantom_patients, phantom_seed)
@@ -44,7 +44,7 @@ def open_source(
         from data_pipeline.phantom import open_phantom
 
         if channels != 3:
-            raise DataError(f"synthetic slices have 3 channels, not {channels} (model.image_channels)")
+            raise UsageError(f"synthetic slices have 3 channels, not {channels} (model.image_channels)")
         return open_phantom(patients=phantom_patients, seed=phantom_seed, size=size or (256, 256))
     if root is not None:
         if str(root) == "" or not Path(root).exists():

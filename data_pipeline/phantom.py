@@ -15,7 +15,7 @@ import numpy as np
 
 from data_pipeline.phantom_anatomy import SITE_STYLES, SITES, SPLINE_SD, Blob, draw_anatomy, slice_count
 from data_pipeline.phantom_head import Canvas, Head, distance, paint_head, ramp
-from data_pipeline.source import DataError, Record
+from data_pipeline.source import DataError, Record, UsageError
 
 VERSION = 2  # of the drawing: raise it with any change of a pixel, because prepared data are keyed by the fingerprint
 AREA_RANGE = (0.001, 0.08)  # share of the slice that a lesion covers, where it is present
@@ -104,7 +104,7 @@ def open_phantom(
       A `Source` of kind `"synthetic"` with three channels.
 
     Raises:
-      DataError: a value is out of range; the message names all that are.
+      UsageError: a value is out of range; the message names all that are.
     """
     height, width = size
     checks = (
@@ -115,7 +115,7 @@ def open_phantom(
     )
     problems = [f"{name} is {found}, expected {expected}" for name, found, fine, expected in checks if not fine]
     if problems:
-        raise DataError("synthetic phantoms cannot be drawn: " + "; ".join(problems))
+        raise UsageError("synthetic phantoms cannot be drawn: " + "; ".join(problems))
     return Phantoms(
         patients=int(patients),
         slices_per_patient=int(slices_per_patient),

@@ -18,7 +18,7 @@ import numpy as np
 from data_pipeline.cli import exit_code
 from data_pipeline.lgg_mri import NAME, SPLIT, VERSION
 from data_pipeline.progress import track
-from data_pipeline.source import DataError, Source
+from data_pipeline.source import DataError, Source, UsageError
 
 _METADATA = "metadata.json"
 _SPARE_BYTES = 64 << 20
@@ -343,6 +343,8 @@ def _run(options: Options) -> int:
 
     from data_pipeline import check, open_source
 
+    if options.cache_dir is not None and not options.cache_dir.strip():
+        raise UsageError(f"--cache_dir={options.cache_dir!r} is no path: name a folder")
     console = Console(soft_wrap=True)
     source = open_source(
         options.root,

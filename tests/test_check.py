@@ -194,6 +194,19 @@ def test_a_place_that_cannot_be_opened_is_one_message(tmp_path, capsys):
     assert error.startswith("error: no such file or folder") and error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("--phantom_patients=2", "2 synthetic patients: at least 3"),
+        ("--mask_threshold=255", "mask_threshold=255: must be a grey value from 0 to 254"),
+        ("--channels=1", "synthetic slices have 3 channels, not 1"),
+    ],
+)
+def test_a_value_that_makes_no_sense_ends_with_2(capsys, word, message):
+    assert main([word]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
 def test_nothing_is_written(tree, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     before = sorted(tmp_path.rglob("*"))

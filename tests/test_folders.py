@@ -6,7 +6,7 @@ from trees import image_pixels, mask_pixels, write_pictures
 
 from data_pipeline import open_source
 from data_pipeline.folders import find_pairs, open_folders
-from data_pipeline.source import DataError, Record
+from data_pipeline.source import DataError, Record, UsageError
 
 SLICE = "TCGA_CS_0001_20000101_12"
 
@@ -204,5 +204,5 @@ def test_without_root_and_pairs_the_synthetic_source_is_opened():
     assert source.kind == "synthetic"
     assert source.read(0)[0].shape == (16, 24, 3)
     assert len({record.patient for record in source.records}) == 3
-    with pytest.raises(DataError, match="3 channels, not 1"):
+    with pytest.raises(UsageError, match="3 channels, not 1"):
         open_source(None, size=(16, 16), channels=1)

@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from data_pipeline.phantom import AREA_RANGE, VERSION, open_phantom
 from data_pipeline.phantom_anatomy import draw_anatomy
-from data_pipeline.source import DataError
+from data_pipeline.source import DataError, UsageError
 
 SMALL = (64, 64)
 EXPECTED = [[50.3, 37.7, 50.7], [56.8, 49.4, 53.7], [71.0, 48.8, 44.9]]  # channel means of three slices
@@ -256,7 +256,7 @@ def test_the_drawing_is_that_of_its_version():
 
 
 def test_values_out_of_range_are_refused_in_one_message():
-    with pytest.raises(DataError, match=r"patients is 0.*slices_per_patient is 2.*size is 8x64.*seed is -1"):
+    with pytest.raises(UsageError, match=r"patients is 0.*slices_per_patient is 2.*size is 8x64.*seed is -1"):
         open_phantom(patients=0, slices_per_patient=2, size=(8, 64), seed=-1)
 
 

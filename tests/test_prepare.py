@@ -377,6 +377,27 @@ class TestCommand:
         assert captured.out == ""
         assert not (tmp_path / "cache").exists()
 
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["--size", "8", "8"], "size is 8x8, expected at least 16 pixels each way"),
+            (["--size", "0", "64"], "size 0x64: height and width must be from 1"),
+            (["--phantom_seed=-1"], "seed=-1: must be at least 0"),
+            (["--phantom_patients=2"], "2 synthetic patients: at least 3"),
+            (["--mask_threshold=-1"], "mask_threshold=-1: must be a grey value"),
+            (["--channels=4"], "synthetic slices have 3 channels, not 4"),
+            (["--cache_dir="], "--cache_dir='' is no path"),
+        ],
+    )
+    def test_a_value_that_makes_no_sense_ends_with_2_and_writes_nothing(
+        self, tmp_path, monkeypatch, capsys, words, message
+    ):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        assert main(words) == 2
+        assert message in capsys.readouterr().err
+        assert not list(tmp_path.iterdir())
+
     def test_ctrl_c_leaves_nothing_half_written(self, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr("data_pipeline.open_source", lambda root, **options: interrupted)
         interrupted = Slices()

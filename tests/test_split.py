@@ -166,6 +166,7 @@ def test_an_empty_folder_is_filled(tree, tmp_path):
         (["split", "out"], 1, "is split into train and test folders already"),
         (["out", "--synthetic", "--patients=0"], 2, "0 synthetic patients: at least 3"),
         (["out", "--synthetic", "--size", "0", "0"], 2, "size 0x0: height and width must be from 1"),
+        (["out", "--synthetic", "--size", "8", "8"], 2, "size is 8x8, expected at least 16 pixels each way"),
         (["kaggle_3m", "out", "--seed=-1"], 2, "--seed=-1: must be at least 0"),
         (["kaggle_3m", "out", "--mask_threshold=300"], 2, "mask_threshold=300: must be a grey value from 0 to 254"),
         (["kaggle_3m", "out", "--mask_threshold=-1"], 2, "mask_threshold=-1: must be a grey value"),
