@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 DOCUMENTED = ("accuracy", "dice_coef", "jaccard_coef", "sensitivity", "specificity", "precision")
 """Scores of the documented system, means over batches."""
 
+DOCUMENTED_BATCH = 32
+"""Slices a batch of the published test scores."""
+
 THRESHOLDED = ("dice", "jaccard", "sensitivity", "specificity", "precision", "accuracy")
 """Scores from pixel counts."""
 
@@ -215,22 +218,24 @@ def evaluate_run(run: "Run", *, progress: bool = True) -> dict[str, Any]:
     from data_pipeline.loader import eval_batches
     from experiments import build, report
     from experiments.limits import check_devices
+    from experiments.processes import together
     from experiments.rundir import claim, saved_split, write_atomically
     from jaxunet.step import compile_eval_step
 
     config, first = run.config, jax.process_index() == 0
-    check_devices(config, run.mesh.size, ["eval.batch_size"])
-    data = build.dataset(config, progress=progress and first)
-    split = saved_split(run.directory, data)
     part, size = config.eval.split, config.eval.batch_size
-    rows = list(getattr(split, part))
     name = "evaluation" if part == "test" else f"evaluation_{part}"
     files = [f"{name}{ending}" for ending in (".json", "_patients.csv", "_gallery.png")]
     directory = Path(config.train.eval_dir or run.directory)
-    if first:
-        claim(directory, run.directory, files)
+    with together("looking at the configuration and the data"):
+        check_devices(config, run.mesh.size, ["eval.batch_size"])
+        loss = build.loss(config)
+        data = build.dataset(config, progress=progress and first)
+        split = saved_split(run.directory, data)
+        if first:
+            claim(directory, run.directory, files)
+    rows = list(getattr(split, part))
     entries = [data.entries[i] for i in rows]
-    loss = build.loss(config)
     step = compile_eval_step(run.mesh, apply_fn=run.model.apply, loss=loss, threshold=config.eval.threshold)
     step = functools.partial(step, step=run.best["step"])
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
@@ -251,7 +256,7 @@ def evaluate_run(run: "Run", *, progress: bool = True) -> dict[str, Any]:
         "flair_threshold": {"threshold": threshold, "pixel_dice": baseline},
     }
     if first:
-        write_atomically(directory / files[0], json.dumps(_without_nan(result), indent=1) + "\n")
+        write_atomically(directory / files[0], json.dumps(_finite(result), indent=1) + "\n")
         write_atomically(directory / files[1], patient_table(evaluation, entries))
         if result["tumour_images"]:
             draw_gallery(run, data, rows, evaluation.sums, directory / files[2])
@@ -291,18 +296,19 @@ def draw_gallery(run: "Run", data: "Prepared", rows: Sequence[int], sums: "Pixel
     gallery(cases, path, f"{data.title}: tumour slices of the {run.config.eval.split} part")
 
 
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: an undefined score is null."""
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: an undefined score is null."""
     if isinstance(value, dict):
-        return {k: _without_nan(v) for k, v in value.items()}
-    return None if isinstance(value, float) and np.isnan(value) else value
+        return {k: _finite(v) for k, v in value.items()}
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def print_table(result: Mapping[str, Any]) -> None:
     """Prints the scores, each column named for what it averages over."""
     from experiments import report
 
-    documented = " (documented)" if result["threshold"] == 0.5 else ""
+    as_published = result["threshold"] == 0.5 and result["batches"]["batch_size"] == DOCUMENTED_BATCH
+    documented = " (documented)" if as_published else ""
     columns = {f"batches of {result['batches']['batch_size']}{documented}": result["batches"]}
     columns["all pixels"] = result["pixels"]
     columns[f"mean of {result['images']} slices"] = {k: v["mean"] for k, v in result["slices"].items()}
@@ -322,9 +328,25 @@ def print_table(result: Mapping[str, Any]) -> None:
         f"predicting nothing: accuracy {nothing['accuracy']:.4f}, mean slice Dice {nothing['slice_dice']:.4f}",
         f"best single FLAIR threshold (> {baseline['threshold']}): pixel Dice {baseline['pixel_dice']:.4f}",
     ]
+    lines += [f"undefined, so left out of the mean: {text}" for text in undefined(result)]
     if "patients" not in result:
         lines.append("no volume figure: this part holds single slices, no whole patients")
     sys.stdout.write("\n".join(lines) + "\n")
+
+
+def undefined(result: Mapping[str, Any]) -> list[str]:
+    """Says of each score in how many slices or patients it is undefined: its mean is over the others."""
+    groups = {"slices": result["images"], "tumour_slices": result["tumour_images"]}
+    groups |= {"patients": result["patients"]["count"]} if "patients" in result else {}
+    missing = {
+        name: [
+            f"{count - result[group][name]['defined']} of {count} {group.replace('_', ' ')}"
+            for group, count in groups.items()
+            if result[group][name]["defined"] < count
+        ]
+        for name in THRESHOLDED
+    }
+    return [f"{name} in {', '.join(where)}" for name, where in missing.items() if where]
 
 
 def _cell(value: Any) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.config import METRIC_NAMES
-from experiments.evaluate import Evaluation, batch_means, group_scores, patient_table, summarise
+from experiments.evaluate import Evaluation, batch_means, group_scores, patient_table, print_table, summarise
 from experiments.progress import TRACKED
 from jaxunet.metrics import PixelSums
 
@@ -68,6 +68,38 @@ def test_documented_dice_is_a_mean_over_batches_and_depends_on_their_size():
 def test_predicting_nothing_is_scored_beside_it(result):
     assert result["nothing"]["accuracy"] == pytest.approx(380 / 400)
     assert result["nothing"]["slice_dice"] == pytest.approx(0.5)
+
+
+def printed(capsys, *, batch_size=32, threshold=0.5, whole_volumes=True):
+    result = {
+        "dataset": {"title": "SYNTHETIC"},
+        "split": {"by": "patient", "part": "test"},
+        "threshold": threshold,
+        "loss_name": "bce",
+        **summarise(Evaluation(0.25, SUMS, batch_size), ENTRIES, whole_volumes=whole_volumes),
+        "flair_threshold": {"threshold": 80, "pixel_dice": 0.25},
+    }
+    print_table(result)
+    return capsys.readouterr().out
+
+
+def test_only_the_mean_as_published_is_called_documented(capsys):
+    assert "batches of 32 (documented)" in printed(capsys)
+    assert "(documented)" not in printed(capsys, batch_size=2)
+    assert "(documented)" not in printed(capsys, threshold=0.4)
+
+
+def test_a_mean_says_what_it_leaves_out(capsys):
+    out = printed(capsys)
+    assert "undefined, so left out of the mean: sensitivity in 2 of 4 slices, 1 of 2 patients\n" in out
+    assert "undefined, so left out of the mean: precision in 2 of 4 slices, 1 of 2 tumour slices\n" in out
+    assert "mean: dice" not in out and "mean: accuracy" not in out
+
+
+def test_selected_slices_print_no_volume_figure(capsys):
+    assert "mean of 2 patient volumes" in printed(capsys)
+    out = printed(capsys, whole_volumes=False)
+    assert "volumes" not in out and "no volume figure" in out
 
 
 def test_a_score_that_nothing_defines_is_nan_with_a_count_of_zero():
