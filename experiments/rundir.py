@@ -41,6 +41,8 @@ from experiments.config import Config, ConfigError, check_same_run, read_run, to
 FORMAT = 1
 """Version of the manifest; another one is refused."""
 
+_PARTS = ("train", "val", "test")
+
 PACKAGES = ("jaxunet", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
 
@@ -59,7 +61,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 def manifest(config: Config, data: Prepared, split: Split) -> dict[str, Any]:
     """What identifies the data and the software of a run."""
-    names = {part: [data.entries[i].name for i in getattr(split, part)] for part in ("train", "val", "test")}
+    names = {part: [data.entries[i].name for i in getattr(split, part)] for part in _PARTS}
     return {
         "format": FORMAT,
         "id": uuid.uuid4().hex,
@@ -110,7 +112,10 @@ def saved_split(directory: Path, data: Prepared) -> Split:
     saved = read_manifest(directory)
     check_same_data(saved, data, directory)
     split, index = saved["split"], {entry.name: i for i, entry in enumerate(data.entries)}
-    train, val, test = (tuple(index[name] for name in split[part]) for part in ("train", "val", "test"))
+    if unknown := [name for part in _PARTS for name in split[part] if name not in index]:
+        path = directory / "manifest.json"
+        raise ConfigError(f"{path} is damaged: the data holds no slice {unknown[0]!r}; restore it from a copy")
+    train, val, test = (tuple(index[name] for name in split[part]) for part in _PARTS)
     whole = split.get("whole_volumes", split["by"] != "slice")
     return Split(split["by"], train, val, test, tuple(split["notes"]), whole_volumes=whole)
 
@@ -199,7 +204,7 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         version = found.get("format") if isinstance(found, dict) else None
         raise ConfigError(f"{path} has format version {version}; this version of jaxunet reads {FORMAT}")
-    needed = {"dataset": ("fingerprint", "title", "kind"), "split": ("by", "notes", "train", "val", "test")}
+    needed = {"dataset": ("fingerprint", "title", "kind"), "split": ("by", "notes", *_PARTS)}
     for key, inner in needed.items():
         if not isinstance(found.get(key), dict) or any(name not in found[key] for name in inner):
             raise ConfigError(f"{path} is damaged: it lacks {key} with {', '.join(inner)}; restore it from a copy")
