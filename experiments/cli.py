@@ -18,12 +18,13 @@ from experiments.ini import read_ini
 from experiments.limits import validate
 
 DEFAULT_PRESET = "dice"
+_TRAINERS = ("train", "workflow")  # the programs that begin a run
 _OPTIONS = "train.loss_options"
 # What a program that uses a finished run may be told anew.
 _FREE = {*cfg.INPUT_PATHS, "config", "run_dir", "distributed", "data.cache_dir", "data.threads"}
 _FREE |= {key for key in cfg.kinds() if key.startswith(("eval.", "infer."))}
 _FREE |= {"train.eval_dir", "model.show_summary"}
-_KEPT_PATHS = (*cfg.INPUT_PATHS, "train.eval_dir")
+_KEPT_PATHS = (*cfg.INPUT_PATHS, "data.cache_dir", "train.eval_dir")
 _FOLDERS = tuple(key for key in cfg.INPUT_PATHS if key != "data.root")
 
 
@@ -31,13 +32,13 @@ def parse(argv: Sequence[str] | None = None, *, program: str = "train") -> Confi
     """Returns the checked configuration that a command line asks for.
 
     A later word wins: preset or .ini file, then flags. `--help` prints every option with its default and exits.
-    Paths of data are made absolute, so that a run can be used from another working directory.
+    Paths of data, cache and results are made absolute, so that a run can be used from another working directory.
 
     Args:
       argv: the words after the program's name; by default those of this process.
-      program: `train`, or a program that uses a finished run (`evaluate`, `predict`, `infer`, `summary`): it starts
-        from the `config.json` of its run, and only what does not decide the weights can be told anew. `summary`
-        without a run describes the configuration that is asked for.
+      program: `train` or `workflow`, or one that uses a finished run (`evaluate`, `predict`, `infer`, `summary`,
+        `export`): it starts from the `config.json` of its run, and only what does not decide the weights can be told
+        anew. `summary` without a run describes the configuration that is asked for.
 
     Raises:
       ConfigError: all unknown keys and wrong types in one message, or else all values out of range.
@@ -49,7 +50,7 @@ def parse(argv: Sequence[str] | None = None, *, program: str = "train") -> Confi
     flags = read_flags(words)
     asked = _start(flags)
     base = None
-    if program != "train":
+    if program not in _TRAINERS:
         run_dir = cfg.run_directory(asked)
         if program != "summary" or "run_dir" in flags or (run_dir / "config.json").exists():
             base = cfg.read_run(run_dir)
@@ -199,7 +200,7 @@ def _print_help(words: Sequence[str], program: str) -> None:
     told = [word.partition("=")[2] for word in words if word.startswith("--config=")]
     told += [value for word, value in pairwise(words) if word == "--config"]
     default = _start({"config": told[-1]} if told else {})
-    if program != "train":
+    if program not in _TRAINERS:
         text = f"{program}: --run_dir is all it needs; eval.*, infer.* and where the data lies can be told anew."
     else:
         text = "Options are written --key=value. They change what the preset or .ini file of --config sets."

@@ -165,15 +165,19 @@ def announce(trainer: Trainer, state: "TrainState", directory: Path, console: "C
 
 
 def check_space(trainer: Trainer, state: "TrainState", directory: Path) -> None:
-    """Refuses to begin a run whose checkpoints will not fit: three full states (two kept, one in the making) and best.
+    """Refuses to train where the checkpoints will not fit.
+
+    A new run needs three full states (two kept, one in the making) and two times the best weights; one that goes on
+    has the kept ones already.
 
     Raises:
       CheckpointError: too little free space.
     """
     from jaxunet.checkpoint import CheckpointError, free_megabytes, megabytes
 
-    needed = 3 * megabytes(arrays(state)) + 2 * megabytes(state.params)
-    if trainer.last.latest is None and free_megabytes(directory) < needed:
+    full, weights = megabytes(arrays(state)), megabytes(state.params)
+    needed = 3 * full + 2 * weights if trainer.last.latest is None else full + weights
+    if free_megabytes(directory) < needed:
         raise CheckpointError(
             f"{directory}: the checkpoints need {needed:.0f} MB, {free_megabytes(directory):.0f} MB are free; "
             "make room or name a --run_dir on another disk"
@@ -245,11 +249,12 @@ def train(config: "Config", console: "Console", batch_sizes: Sequence[str] = ("t
                 claim(results, directory, RESULTS)
         trainer = stack.enter_context(contextlib.closing(Trainer(config, data, split, directory)))
         state, progress = trainer.start(console)
-        with together("looking for space"):
-            check_space(trainer, state, directory)
-        agree({"checkpoint": int(state.step)})
-        announce(trainer, state, directory, console)
         step = int(state.step)
+        with together("looking for space"):
+            if step < trainer.total and not progress.stopped:
+                check_space(trainer, state, directory)
+        agree({"checkpoint": step})
+        announce(trainer, state, directory, console)
         if step:
             console.print(f"going on after step {step}, epoch {progress.epoch}")
         log = RunLog(
@@ -268,11 +273,11 @@ def train(config: "Config", console: "Console", batch_sizes: Sequence[str] = ("t
     return progress
 
 
-def main(argv: Sequence[str], *, batch_sizes: Sequence[str] = ("train.batch_size",)) -> int:
-    """Reads the command line and trains; a program that goes on with the run names the batches it will use."""
+def main(argv: Sequence[str], *, program: str = "train", batch_sizes: Sequence[str] = ("train.batch_size",)) -> int:
+    """Reads the command line and trains; a program that goes on with the run names itself and its batches."""
     from experiments.cli import parse
 
-    config = parse(argv, program="train")
+    config = parse(argv, program=program)
     import jax
     from rich.console import Console
 

@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     from experiments import train
 
     # eval.batch_size too, or its error comes after hours of training
-    code = train.main(argv, batch_sizes=("train.batch_size", "eval.batch_size"))
+    code = train.main(argv, program="workflow", batch_sizes=("train.batch_size", "eval.batch_size"))
     if code:
         return code
     import jax
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     from experiments.config import run_directory
     from experiments.evaluate import evaluate_run, print_table
 
-    config = parse(argv, program="train")
+    config = parse(argv, program="workflow")
     directory = run_directory(config)
     run = build.load_run(directory, config)
     result = evaluate_run(run)

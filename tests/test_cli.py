@@ -58,7 +58,7 @@ GOOD = [
     (["--data.mask_threshold=127"], "data.mask_threshold", 127),
     (["--data.mask_threshold=None"], "data.mask_threshold", None),
     (["--data.root=None"], "data.root", None),
-    (["--data.cache_dir=a=b"], "data.cache_dir", "a=b"),
+    (["--infer.output_dir=a=b"], "infer.output_dir", "a=b"),
     (["--run_dir", "runs/x"], "run_dir", "runs/x"),
     (["--run-dir=runs/x"], "run_dir", "runs/x"),
     (["--model.dtype=bfloat16"], "model.dtype", "bfloat16"),
@@ -131,6 +131,8 @@ def test_paths_of_data_do_not_depend_on_the_directory_later(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/someone")
     assert parse(["--data.root=kaggle_3m"]).data.root == str(tmp_path / "kaggle_3m")
+    assert parse(["--data.cache_dir=cache"]).data.cache_dir == str(tmp_path / "cache")
+    assert parse(["--train.eval_dir=results"]).train.eval_dir == str(tmp_path / "results")
     assert parse(["--data.root=~/kaggle_3m"]).data.root == "/home/someone/kaggle_3m"
     assert parse(["--data.root=~nobody-of-this-name/x"]).data.root == str(tmp_path / "~nobody-of-this-name/x")
 
@@ -300,7 +302,7 @@ def test_what_does_not_decide_the_weights_can_be_told_anew(program, run, tmp_pat
     words = ["--run_dir=run", "--eval.split=val", "--infer.images=x", "--data.root=moved", "--data.threads=3"]
     got = parse([*words, "--data.cache_dir=cache"], program=program)
     assert (got.eval, got.infer) == (EvalConfig(split="val", batch_size=16), InferConfig(images="x"))
-    assert got.data == DataConfig(root=str(tmp_path / "moved"), threads=3, cache_dir="cache")
+    assert got.data == DataConfig(root=str(tmp_path / "moved"), threads=3, cache_dir=str(tmp_path / "cache"))
     assert (got.model, got.train) == (run.model, run.train)
 
 
@@ -391,6 +393,11 @@ def test_help_explains_every_option_with_its_default():
 def test_help_shows_the_defaults_of_the_preset_on_the_same_line():
     assert "(default: bce_dice)" in shown("--config=demo", "--help")
     assert "(default: bce_dice)" in shown("--config", "demo", "-h")
+
+
+def test_help_names_the_program_that_was_asked():
+    for program in ("train", "workflow", "summary"):
+        assert f"usage: python -m experiments.{program} " in shown("--help", program=program)
 
 
 def test_help_of_a_program_that_uses_a_run_says_so():

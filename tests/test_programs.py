@@ -201,6 +201,9 @@ def test_a_full_disk_is_said_at_the_start(monkeypatch, tmp_path):
     trainer = SimpleNamespace(last=SimpleNamespace(latest=None))
     with pytest.raises(CheckpointError, match=r"need 20 MB, 1 MB are free"):
         check_space(trainer, state, tmp_path)
+    trainer.last.latest = 5  # what is kept lies there already; the next state and the next best weights do not
+    with pytest.raises(CheckpointError, match=r"need 8 MB, 1 MB are free"):
+        check_space(trainer, state, tmp_path)
 
 
 @pytest.mark.slow
