@@ -49,14 +49,20 @@ PACKAGES = ("jaxunet", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gr
 def write_atomically(path: Path, text: str) -> None:
     """Writes a file that appears under its name only when it is complete."""
     partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:  # of `write`, which on a full disk names no file
-        raise OSError(error.errno, error.strerror, str(path)) from error
+    with _naming(path), partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     partial.replace(path)
+
+
+@contextlib.contextmanager
+def _naming(path: str | Path) -> Iterator[None]:
+    """Adds the file to an error of `write`, which on a full disk names none."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def manifest(config: Config, data: Prepared, split: Split) -> dict[str, Any]:
@@ -221,20 +227,22 @@ def locked(directory: Path) -> Iterator[None]:
     if not (directory / "config.json").exists():
         _refuse_foreign(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "run.lock").open("a+", encoding="utf-8") as file:
+    # Unbuffered: closing a file whose buffer a full disk refused would fail again, and name no file.
+    with (directory / "run.lock").open("ab+", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            raise ConfigError(f"{directory} is in use by {file.read().strip() or 'another process'}") from error
+            raise ConfigError(
+                f"{directory} is in use by {file.read().decode().strip() or 'another process'}"
+            ) from error
         except OSError as error:
             raise ConfigError(
                 f"{file.name} cannot be locked ({error.strerror}): the file system has no locks; "
                 "name a --run_dir on another one"
             ) from error
-        file.seek(0)
-        file.truncate()
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}\n")
-        file.flush()
+        with _naming(file.name):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}\n".encode())
         yield

@@ -179,7 +179,7 @@ def check_space(trainer: Trainer, state: "TrainState", directory: Path) -> None:
     needed = 3 * full + 2 * weights if trainer.last.latest is None else full + weights
     if free_megabytes(directory) < needed:
         raise CheckpointError(
-            f"{directory}: the checkpoints need {needed:.0f} MB, {free_megabytes(directory):.0f} MB are free; "
+            f"{directory}: the checkpoints need {needed:.1f} MB, {free_megabytes(directory):.1f} MB are free; "
             "make room or name a --run_dir on another disk"
         )
 

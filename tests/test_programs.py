@@ -199,10 +199,10 @@ def test_a_full_disk_is_said_at_the_start(monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1_000_000))
     state = SimpleNamespace(step=jnp.zeros(()), params={"w": jnp.zeros(10**6)}, opt_state=())
     trainer = SimpleNamespace(last=SimpleNamespace(latest=None))
-    with pytest.raises(CheckpointError, match=r"need 20 MB, 1 MB are free"):
+    with pytest.raises(CheckpointError, match=r"need 20\.0 MB, 1\.0 MB are free"):
         check_space(trainer, state, tmp_path)
     trainer.last.latest = 5  # what is kept lies there already; the next state and the next best weights do not
-    with pytest.raises(CheckpointError, match=r"need 8 MB, 1 MB are free"):
+    with pytest.raises(CheckpointError, match=r"need 8\.0 MB, 1\.0 MB are free"):
         check_space(trainer, state, tmp_path)
 
 

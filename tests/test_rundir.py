@@ -1,6 +1,8 @@
 """A run directory: who may write there, and what is said when its files are not what was written."""
 
+import contextlib
 import json
+import resource
 from types import SimpleNamespace
 
 import pytest
@@ -102,10 +104,26 @@ def test_a_second_process_is_told_who_holds_the_lock(tmp_path):
         pass
 
 
-def test_a_file_that_cannot_be_written_is_named_and_the_old_one_kept(tmp_path, monkeypatch):
+@contextlib.contextmanager
+def no_space():
+    """No file can grow, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_without_room_for_the_lock_names_the_file(tmp_path):
+    with pytest.raises(OSError, match="too large") as caught, no_space(), rundir.locked(tmp_path):
+        pass
+    assert caught.value.filename == str(tmp_path / "run.lock")
+
+
+def test_a_file_that_cannot_be_written_is_named_and_the_old_one_kept(tmp_path):
     path = tmp_path / "config.json"
     rundir.write_atomically(path, "old")
-    monkeypatch.setattr(rundir.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match="No space left") as caught:
+    with pytest.raises(OSError, match="too large") as caught, no_space():
         rundir.write_atomically(path, "new")
     assert caught.value.filename == str(path) and path.read_text() == "old"
