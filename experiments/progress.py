@@ -52,8 +52,9 @@ class Progress:
         self.history.append({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
         self.totals = {}
         self.empty_epochs = self.empty_epochs + 1 if empty else 0
-        # A loss that is no number is never the best, except for want of another: then any number is better.
-        better = self.best_loss is None or math.isnan(self.best_loss) or validation["loss"] < self.best_loss
+        # A loss that is no number is the best for want of another only: any number is lower.
+        lowest = math.inf if self.best_loss is None or math.isnan(self.best_loss) else self.best_loss
+        better = self.best_loss is None or validation["loss"] < lowest
         if better:
             self.best_loss, self.best_epoch, self.stale_epochs = validation["loss"], self.epoch, 0
         else:

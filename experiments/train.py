@@ -96,6 +96,11 @@ def end_epoch(
     columns = dict.fromkeys(["loss", "val_loss", *trainer.config.train.metrics])
     text = "  ".join(f"{c} {row[c]:.4f}" if row.get(c) is not None else f"{c} undefined" for c in columns)
     console.print(f"epoch {progress.epoch}: {text}{'  (best)' if better else ''}")
+    if not math.isfinite(validation["loss"]):
+        console.print(
+            f"[bold]warning[/bold]: the validation loss is {validation['loss']}, which early stopping cannot judge: "
+            "look at the validation slices and at the loss"
+        )
     if progress.empty_epochs == EMPTY_EPOCHS:
         console.print(
             f"[bold]warning[/bold]: no positive pixel in {EMPTY_EPOCHS} validation epochs in a row: the network has "
@@ -168,20 +173,37 @@ def check_space(trainer: Trainer, state: "TrainState", directory: Path) -> None:
     """Refuses to train where the checkpoints will not fit.
 
     A new run needs three full states (two kept, one in the making) and two times the best weights; one that goes on
-    has the kept ones already.
+    has the kept ones already, and one that is finished needs none.
+
+    Args:
+      trainer: with the checkpoints that are there.
+      state: the train state, or its shapes and dtypes.
+      directory: the run directory.
 
     Raises:
       CheckpointError: too little free space.
     """
     from jaxunet.checkpoint import CheckpointError, free_megabytes, megabytes
 
-    full, weights = megabytes(arrays(state)), megabytes(state.params)
-    needed = 3 * full + 2 * weights if trainer.last.latest is None else full + weights
+    full, weights, latest = megabytes(arrays(state)), megabytes(state.params), trainer.last.latest
+    if latest is not None and is_finished(trainer, latest):
+        return
+    needed = 3 * full + 2 * weights if latest is None else full + weights
     if free_megabytes(directory) < needed:
         raise CheckpointError(
             f"{directory}: the checkpoints need {needed:.1f} MB, {free_megabytes(directory):.1f} MB are free; "
             "make room or name a --run_dir on another disk"
         )
+
+
+def is_finished(trainer: Trainer, step: int) -> bool:
+    """Whether the run whose newest checkpoint is `step` has reached its last epoch or stopped early."""
+    from jaxunet.checkpoint import DamagedError
+
+    try:
+        return step >= trainer.total or bool(trainer.last.record(step)["stopped"])
+    except DamagedError:  # what is to be done about it is for `Trainer.start` to say
+        return False
 
 
 def result_table(progress: Progress, directory: Path, config: "Config") -> None:
@@ -229,6 +251,7 @@ def train(config: "Config", console: "Console", batch_sizes: Sequence[str] = ("t
     from experiments.log import RESULTS, RunLog
     from experiments.processes import agree, together
     from experiments.rundir import check_directory, claim, locked, record_start, saved_split
+    from jaxunet.step import abstract_state
 
     directory, first = run_directory(config), jax.process_index() == 0
     results = Path(config.train.eval_dir or directory)
@@ -248,11 +271,11 @@ def train(config: "Config", console: "Console", batch_sizes: Sequence[str] = ("t
                 record_start(directory, config, data, split)
                 claim(results, directory, RESULTS)
         trainer = stack.enter_context(contextlib.closing(Trainer(config, data, split, directory)))
+        with together("looking for space"):  # before the network is made, which takes seconds
+            shapes = abstract_state(trainer.model, build.optimizer(config), image_shape=build.image_shape(config))
+            check_space(trainer, shapes, directory)
         state, progress = trainer.start(console)
         step = int(state.step)
-        with together("looking for space"):
-            if step < trainer.total and not progress.stopped:
-                check_space(trainer, state, directory)
         agree({"checkpoint": step})
         announce(trainer, state, directory, console)
         if step:

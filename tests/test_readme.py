@@ -6,9 +6,11 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import tyro
 
 from experiments import cli
 from experiments.config import PRESETS
@@ -18,15 +20,43 @@ from jaxunet.losses import LOSSES
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = {language: re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL) for language in ("sh", "python")}
+INLINE = re.findall(r"`(?:python -m )?((?:experiments|data_pipeline)\.\w+ [^`]+)`", README)
 COMMANDS = [line.split("#")[0].strip() for block in BLOCKS["sh"] for line in block.splitlines() if line.strip()]
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if " -m experiments." in c])
+PROGRAMS = [command.partition(" -m ")[2] for command in COMMANDS if " -m " in command] + INLINE
+
+
+@pytest.mark.parametrize("command", [c for c in PROGRAMS if c.startswith("experiments.")])
 def test_a_command_names_a_program_and_options_that_parse(command):
-    _, _, module, *flags = shlex.split(command)
+    module, *flags = shlex.split(command)
     assert importlib.util.find_spec(module)
     words = [flag for flag in flags if not flag.startswith("--out=")]  # an option of export alone
     assert len(cli.read_flags(words)) == len(words)
+
+
+@pytest.mark.parametrize("command", [c for c in PROGRAMS if c.startswith("data_pipeline.")])
+def test_a_command_of_the_data_side_parses(command):
+    module, *words = shlex.split(command)
+    tyro.cli(importlib.import_module(module).Options, args=words)  # which exits on a word it does not know
+
+
+def test_every_program_is_a_command_of_the_readme():
+    named = {command.split()[0] for command in PROGRAMS}
+    started = {
+        f"{folder}.{path.stem}"
+        for folder in ("experiments", "data_pipeline")
+        for path in (ROOT / folder).glob("*.py")
+        if "__main__" in path.read_text()
+    }
+    assert started - named <= {"experiments.infer", "data_pipeline.check"}
+
+
+def test_the_extras_to_install_exist():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    asked = re.findall(r"-e '\.\[(\w+)\]'", README)
+    assert asked and set(asked) <= set(extras)
+    assert {"cuda12", "cuda13", "tpu", "dev", "tensorboard"} <= set(extras)
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make ")])

@@ -57,9 +57,9 @@ def test_progress_survives_json():
     assert copy == progress
 
 
-def collapse(monkeypatch, epochs):
+def collapse(epochs, loss=0.5, empty=True):
     trainer = SimpleNamespace(
-        validate=lambda state: ({"loss": 0.5}, True),
+        validate=lambda state: ({"loss": loss}, empty),
         best=SimpleNamespace(save=lambda *args: None),
         config=SimpleNamespace(train=SimpleNamespace(patience=10, metrics=("loss", "val_loss"))),
     )
@@ -70,10 +70,16 @@ def collapse(monkeypatch, epochs):
     return text.getvalue()
 
 
-def test_three_validation_epochs_without_a_positive_pixel_print_a_warning_once(monkeypatch):
-    assert "warning" not in collapse(monkeypatch, 2)
-    assert collapse(monkeypatch, 5).count("warning") == 1
-    assert "--train.learning_rate" in collapse(monkeypatch, 3)
+def test_three_validation_epochs_without_a_positive_pixel_print_a_warning_once():
+    assert "warning" not in collapse(2)
+    assert collapse(5).count("warning") == 1
+    assert "--train.learning_rate" in collapse(3)
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_validation_loss_that_is_not_finite_prints_a_warning(loss):
+    assert f"warning: the validation loss is {loss}" in collapse(1, loss=loss, empty=False)
+    assert "warning" not in collapse(1, empty=False)
 
 
 def test_steps_before_a_slice_that_cannot_be_read_are_saved():
