@@ -11,7 +11,7 @@ from PIL import Image
 from trees import encode, image_pixels, mask_pixels, write_kaggle, write_pictures
 
 from experiments import config as cfg
-from experiments import train
+from experiments import train, workflow
 from experiments.cli import parse, run_program
 
 KAGGLE = ["--data.root=kaggle_3m"]
@@ -194,6 +194,13 @@ def test_it_is_one_message_an_exit_code_and_no_file_changed(case, capsys):
     damage()
     before = files()
     fails(words, code, message, capsys)
+    assert files() == before
+
+
+def test_batches_of_the_evaluation_are_looked_at_before_hours_of_training(capsys):
+    before = files()
+    assert run_program(workflow.main, [*WORDS, *KAGGLE, "--eval.batch_size=12"]) == 2
+    assert "eval.batch_size=12 does not divide among 8 devices; use 8 or 16" in capsys.readouterr().err
     assert files() == before
 
 
