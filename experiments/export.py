@@ -20,11 +20,11 @@ def export(run: "Run", path: str | Path) -> None:
     """Writes the weights of a run's best checkpoint to a new `.npz` file.
 
     Raises:
-      ConfigError: the file exists.
+      ConfigError: the file exists, or has another ending.
     """
     from jaxunet.checkpoint import save_weights
 
-    path = new_file(path)
+    path = new_file(path, ".npz")
     path.parent.mkdir(parents=True, exist_ok=True)
     save_weights(path, run.params)
 
@@ -80,11 +80,14 @@ def take_out(argv: Sequence[str]) -> tuple[list[str], str | None]:
     return words, out
 
 
-def new_file(path: str | Path) -> Path:
-    """Returns the path; raises ConfigError if there is something already."""
-    if Path(path).exists():
+def new_file(path: str | Path, ending: str) -> Path:
+    """Returns the path; raises ConfigError if there is something already, or it does not end in `ending`."""
+    path = Path(path)
+    if path.suffix.lower() != ending:
+        raise ConfigError(f"--out={path}: the file is written as {ending[1:]}, name it {path.stem}{ending}")
+    if path.exists():
         raise ConfigError(f"--out={path} exists already: name another file")
-    return Path(path)
+    return path
 
 
 def main(argv: Sequence[str]) -> int:
@@ -96,7 +99,7 @@ def main(argv: Sequence[str]) -> int:
     if "-h" in words or "--help" in words:
         sys.stdout.write("--out FILE: the .npz file to write; default weights.npz in the run directory\n")
     config = parse(words, program="export")
-    path = new_file(out or run_directory(config) / "weights.npz")
+    path = new_file(out or run_directory(config) / "weights.npz", ".npz")
     from experiments.build import load_run
 
     export(load_run(run_directory(config), config), path)

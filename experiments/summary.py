@@ -227,7 +227,7 @@ def main(argv: Sequence[str]) -> int:
     run_dir = run_directory(config)
     print_summary(config)
     if out:
-        path = new_file(out)
+        path = new_file(out, ".png")
     elif (run_dir / "config.json").exists():
         path = run_dir / "network.png"
     else:  # a run directory is created by training alone, which refuses one that holds other files

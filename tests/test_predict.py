@@ -545,3 +545,6 @@ def test_the_weights_of_a_run_are_exported_to_one_new_file(run_dir, tmp_path, ca
     capsys.readouterr()
     assert run_program(export.main, [f"--run_dir={run_dir}", f"--out={path}"]) == 2
     assert "exists already" in capsys.readouterr().err
+    assert run_program(export.main, [f"--run_dir={run_dir}", f"--out={tmp_path / 'w.safetensors'}"]) == 2
+    assert "the file is written as npz, name it w.npz" in capsys.readouterr().err
+    assert not (tmp_path / "w.safetensors").exists()

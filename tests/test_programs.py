@@ -212,6 +212,7 @@ def test_a_full_disk_is_said_at_the_start(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("name", ["bce", "dice"])
 def test_the_documented_ini_files_run_through_every_program(place, env, name, request):
     folder = place / f"ini_{name}"
@@ -223,13 +224,27 @@ def test_the_documented_ini_files_run_through_every_program(place, env, name, re
     ini = (request.path.parent / "data" / f"{name}.ini").read_text()
     (folder / f"{name}.ini").write_text(ini)
     args = (f"--config={name}.ini", "--train.epochs=1", "--model.base_filters=2")
-    for program in ("train", "evaluate", "predict", "summary"):
-        done = run(program, *args, cwd=folder, env=env)
+    said = {}
+    for program in ("train", "evaluate", "infer", "summary"):
+        done = run(program, *args, cwd=folder, env=env, timeout=600)
         assert done.returncode == 0, f"{program}: {done.stdout}{done.stderr}"
+        said[program] = done.stdout
+    assert ("60 layers" in said["train"]) == (name == "dice"), "show_summary"
+    assert "60 layers" in said["summary"]
+    column = {"bce": "accuracy", "dice": "dice_coef"}[name]
+    home = folder / name
+    assert (home / "eval" / "train_metrics.csv").read_text().startswith(f"epoch,{column},val_{column}\n1,")
+    for file in ("train_losses.csv", "train_losses.png", "train_metrics.png", "evaluation.json"):
+        assert (home / "eval" / file).exists(), file
+    assert {"config.json", "manifest.json", "checkpoints"} <= {path.name for path in (home / "models").iterdir()}
     images = sorted(p.stem for p in (folder / "BrainTumor" / "mini_test").iterdir())
-    paths = {p.name: p for p in folder.rglob("*") if p.is_file()}
+    assert len(images) == 10
+    merged = home / {"bce": "masks", "dice": "merged"}[name]
     for image in images:
-        assert f"{image}_probability.png" in paths
-        with Image.open(paths[f"{image}_overlay.png"]) as overlay:
-            assert overlay.size == (256, 256)
-    assert {"train_losses.csv", "train_metrics.csv", "evaluation.json", "config.json"} <= paths.keys()
+        for path in (
+            home / "masks" / f"{image}_probability.png",
+            home / "masks" / f"{image}_mask.png",
+            merged / f"{image}_overlay.png",
+        ):
+            with Image.open(path) as picture:
+                assert picture.size == (256, 256)

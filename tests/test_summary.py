@@ -118,6 +118,8 @@ def test_the_program_draws_where_out_says_and_never_over_a_file(tmp_path, monkey
     assert run_program(summary.main, words) == 2
     assert "net.png exists already" in capsys.readouterr().err
     assert (tmp_path / "net.png").read_bytes() == b"mine"
+    assert run_program(summary.main, [*words[:-1], "net.pdf"]) == 2
+    assert "written as png, name it net.png" in capsys.readouterr().err
 
 
 def test_the_program_does_not_create_the_run_directory(tmp_path, monkeypatch, capsys):
