@@ -171,13 +171,14 @@ def claim(results: Path, directory: Path, names: Sequence[str]) -> None:
     path = results / CLAIM
     try:
         results.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            owner = json.loads(path.read_text(encoding="utf-8"))
-            if owner["id"] != mine:
-                raise ConfigError(f"{results} holds the results of {owner['run']}; name another --train.eval_dir")
-            return
+        owner = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        other = "" if owner is None or owner["id"] == mine else owner["run"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"train.eval_dir={results} cannot be used: {error}") from error
+    if other:
+        raise ConfigError(f"{results} holds the results of {other}; name another --train.eval_dir")
+    if owner:
+        return
     if found := [name for name in names if (results / name).exists()]:
         raise ConfigError(
             f"{results} holds {', '.join(found[:3])} of something else, which would be overwritten; "

@@ -229,7 +229,7 @@ def test_results_of_another_run_are_not_written_over(monkeypatch, capsys):
     words = [*KAGGLE, "--train.eval_dir=results"]
     fails(words, 4, "checkpoints need", capsys)
     Path("results/train_losses.csv").write_text("of the first run")
-    message = rf"results holds the results of {Path.cwd()}/run; name another --train\.eval_dir"
+    message = rf"^{Path.cwd()}/results holds the results of {Path.cwd()}/run; name another --train\.eval_dir"
     fails([*words, "--run_dir=second"], 2, message, capsys)
     fails(words, 4, "checkpoints need", capsys)
     assert Path("results/train_losses.csv").read_text() == "of the first run"

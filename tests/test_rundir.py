@@ -96,6 +96,18 @@ def test_a_file_in_place_of_the_directory_is_refused(tmp_path):
     assert (tmp_path / "run").read_text() == "mine"
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"id": "another"}'])
+def test_a_claim_that_cannot_be_read_is_refused_and_kept(tmp_path, text):
+    run, results = tmp_path / "run", tmp_path / "results"
+    run.mkdir()
+    results.mkdir()
+    write(run, {**MANIFEST, "id": "mine"})
+    (results / rundir.CLAIM).write_text(text)
+    with pytest.raises(ConfigError, match=r"train\.eval_dir=.*results cannot be used"):
+        rundir.claim(results, run, ["a.csv"])
+    assert (results / rundir.CLAIM).read_text() == text
+
+
 def test_a_second_process_is_told_who_holds_the_lock(tmp_path):
     message = r"is in use by process \d+ on \S+ since 20"
     with rundir.locked(tmp_path), pytest.raises(ConfigError, match=message), rundir.locked(tmp_path):
