@@ -103,11 +103,9 @@ def test_rule_draws_the_inputs_that_the_goldens_were_made_from():
 
 
 def test_goldens_are_small_and_name_the_versions_that_made_them():
-    files = sorted(FOLDER.glob("*.npz"))
-    assert [file.stem for file in files] == ["layers", "losses", "network", "small"]
     assert sum(file.stat().st_size for file in FOLDER.iterdir() if file.is_file()) < 1_000_000
-    for file in files:
-        names = [str(version).split()[0] for version in load(file.stem)["versions"]]
+    for name in ("layers", "losses", "network", "small"):
+        names = [str(version).split()[0] for version in load(name)["versions"]]
         assert names == ["python", "tensorflow", "keras", "numpy"]
 
 

@@ -1,4 +1,4 @@
-"""Counts equal a plain count, scores equal their definitions, sums add up exactly however the data are divided."""
+"""Counts equal a plain count and add up exactly, however the data are divided; scores are in tests/test_scores.py."""
 
 import itertools
 import math
@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxunet import metrics
-from jaxunet.metrics import SCORES, PixelSums, add, pixel_sums
+from jaxunet.metrics import SCORES, PixelSums, add, group, pixel_sums
+from jaxunet.sharding import global_batch, make_mesh, replicated, split_rows
 
 SHAPE = (4, 6, 8, 2)
 
@@ -48,10 +49,6 @@ def check(sums: PixelSums, rows: list[dict[str, float]]) -> None:
             np.testing.assert_allclose(values, expected, rtol=1e-6)
 
 
-def of(**sums: float) -> PixelSums:
-    return PixelSums(**(dict.fromkeys(PixelSums._fields, 0) | sums))
-
-
 @pytest.mark.parametrize("threshold", [0.2, 0.5, 0.9])
 def test_sums_equal_a_plain_count(threshold):
     z, g = example()
@@ -83,56 +80,6 @@ def test_thresholds_of_zero_and_one_are_everything_and_nothing(threshold, positi
 def test_shapes_that_differ_are_refused():
     with pytest.raises(ValueError, match="same shape"):
         pixel_sums(jnp.zeros((2, 4, 4, 1)), jnp.zeros((2, 4, 4)))
-
-
-def test_scores_equal_their_definitions():
-    sums = of(tp=6, fp=2, fn=3, tn=9, overlap=5.5, predicted=8.25, actual=9.0)
-    expected = {
-        "accuracy": 15 / 20,
-        "dice": 12 / 17,
-        "jaccard": 6 / 11,
-        "sensitivity": 6 / 9,
-        "specificity": 9 / 11,
-        "precision": 6 / 8,
-        "dice_coef": (11 + 1) / (17.25 + 1),
-        "jaccard_coef": 5.5 / 11.75,
-    }
-    assert {name: float(score(sums)) for name, score in SCORES.items()} == pytest.approx(expected, rel=1e-15)
-    on_device = {name: score(jax.tree.map(jnp.asarray, sums)) for name, score in SCORES.items()}
-    assert all(isinstance(value, jax.Array) for value in on_device.values())
-    assert {name: float(value) for name, value in on_device.items()} == pytest.approx(expected, rel=1e-6)
-
-
-def test_undefined_scores_are_nan_and_right_empty_predictions_are_perfect():
-    empty = of(tn=20)  # nothing there, nothing predicted
-    scores = {name: float(score(empty)) for name, score in SCORES.items()}
-    assert scores == pytest.approx(
-        {
-            "accuracy": 1,
-            "dice": 1,
-            "jaccard": 1,
-            "sensitivity": math.nan,
-            "specificity": 1,
-            "precision": math.nan,
-            "dice_coef": 1,
-            "jaccard_coef": 1,
-        },
-        nan_ok=True,
-    )
-    missed, invented, full = of(fn=5, tn=15, actual=5.0), of(fp=5, tn=15, predicted=5.0), of(tp=20)
-    assert (metrics.dice_score(missed), metrics.sensitivity_score(missed)) == (0, 0)
-    assert (metrics.dice_score(invented), metrics.precision_score(invented)) == (0, 0)
-    assert np.isnan(metrics.precision_score(missed))
-    assert np.isnan(metrics.sensitivity_score(invented))
-    assert np.isnan(metrics.specificity_score(full))
-    nothing = of()
-    assert np.isnan(metrics.accuracy_score(nothing))
-
-
-def test_scores_of_rows_are_rows():
-    rows = PixelSums(*(np.array(column) for column in ([3, 0], [1, 0], [0, 0], [0, 4], [3.0, 0], [4.0, 0], [3.0, 0])))
-    np.testing.assert_array_equal(metrics.dice_score(rows), [6 / 7, 1])
-    np.testing.assert_array_equal(metrics.sensitivity_score(rows), [1, np.nan])
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +121,63 @@ def test_sums_beyond_32_bits_are_exact():
     assert total.tp.dtype == np.int64
     assert total.overlap.dtype == np.float64
     assert float(metrics.dice_score(total)) == 0.5  # 2 TP does not overflow either
+
+
+def test_more_pixels_than_float32_can_count_are_counted_on_the_device():
+    """2^25 + 1 of a kind in one image: float32 would stop at 2^24."""
+    z, g = jnp.ones((1, 1, 2**25 + 3, 1), jnp.bfloat16), jnp.ones((1, 1, 2**25 + 3, 1), jnp.uint8)
+    g = g.at[0, 0, :2].set(0)
+    sums = jax.jit(pixel_sums)(z, g)
+    assert (int(sums.tp[0]), int(sums.fp[0]), int(sums.fn[0]), int(sums.tn[0])) == (2**25 + 1, 2, 0, 0)
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_counts_on_many_devices_are_those_on_one(devices):
+    rng = np.random.default_rng(2)
+    batch = {"z": rng.normal(size=(16, 6, 8, 1)).astype(np.float32), "g": np.asarray(rng.random((16, 6, 8, 1)) < 0.3)}
+    batch["weight"] = np.asarray(rng.random(16) < 0.8, np.float32)
+    expected = jax.device_get(pixel_sums(batch["z"], batch["g"], weight=batch["weight"]))
+    mesh = make_mesh(jax.devices()[:devices])
+    count_pixels = jax.jit(
+        lambda b: pixel_sums(b["z"], b["g"], weight=b["weight"]),
+        in_shardings=split_rows(mesh),
+        out_shardings=replicated(mesh),
+    )
+    sums = jax.device_get(count_pixels(global_batch(batch, mesh)))
+    for name in ("tp", "fp", "fn", "tn"):
+        np.testing.assert_array_equal(getattr(sums, name), getattr(expected, name))
+
+
+def test_counts_do_not_depend_on_the_order_of_pixels_and_rows():
+    z, g = example()
+    whole = jax.device_get(pixel_sums(z, g))
+    order = np.random.default_rng(3).permutation(4)
+    for turn in (lambda x: x[:, ::-1], lambda x: x[:, :, ::-1], lambda x: np.swapaxes(x, 1, 2), lambda x: x[order]):
+        turned = jax.device_get(pixel_sums(turn(z), turn(g)))
+        rows = order if turn(z).shape == z.shape and (turn(z) == z[order]).all() else slice(None)
+        for name in ("tp", "fp", "fn", "tn"):
+            np.testing.assert_array_equal(getattr(turned, name), getattr(whole, name)[rows])
+
+
+def test_groups_are_the_sums_of_their_rows(many_rows):
+    labels = np.random.default_rng(4).choice(["b", "a", "c"], 40)
+    names, groups = group(many_rows, labels)
+    assert names.tolist() == ["a", "b", "c"]
+    for i, name in enumerate(names):
+        expected = add(PixelSums(*(column[labels == name] for column in many_rows)))
+        for found, whole in zip(groups, expected, strict=True):
+            assert found.dtype == whole.dtype
+            assert float(found[i]) == pytest.approx(float(whole), rel=1e-14)
+    assert group(many_rows, np.arange(40))[1].tp.tolist() == many_rows.tp.tolist()
+    with pytest.raises(ValueError, match="one label a row"):
+        group(many_rows, labels[1:])
+
+
+def test_groups_beyond_32_bits_are_exact():
+    rows = PixelSums(*([np.full(6, 2**30 + 1, np.int32)] * 4), *([np.full(6, 2**24 + 2, np.float32)] * 3))
+    _, groups = group(rows, [0, 1, 0, 1, 0, 1])
+    assert groups.fn.tolist() == [3 * (2**30 + 1)] * 2
+    assert groups.actual.tolist() == [3 * (2**24 + 2)] * 2
 
 
 @pytest.mark.parametrize(

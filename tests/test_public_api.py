@@ -55,6 +55,7 @@ def test_the_public_names_are_these():
     ]
     assert all(hasattr(jaxunet, name) for name in jaxunet.__all__)
     assert all(hasattr(jaxunet.losses, name) for name in jaxunet.losses.__all__)
+    assert all(hasattr(jaxunet.metrics, name) for name in jaxunet.metrics.__all__)
 
 
 def test_names_that_do_not_change():
@@ -70,6 +71,11 @@ def test_names_that_do_not_change():
         assert f"{name}_loss" in jaxunet.losses.__all__
     for name in ("accuracy", "dice_coef", "jaccard", "sensitivity", "specificity", "precision"):
         assert list(inspect.signature(getattr(jaxunet.metrics, name)).parameters) == ["logits", "masks", "weight"]
+    for name in ("PixelSums", "add", "pixel_sums", "score_table", "lesion_counts", "probability_histogram"):
+        assert name in jaxunet.metrics.__all__
+    for name, score in jaxunet.metrics.SCORES.items():
+        assert getattr(jaxunet.metrics, score.__name__) is score, name
+        assert score.__name__ in jaxunet.metrics.__all__
     for name in ("CheckpointError", "Checkpoints", "save_weights", "load_weights"):
         assert hasattr(jaxunet.checkpoint, name)
 
