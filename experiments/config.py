@@ -141,6 +141,10 @@ class EvalConfig:
     """Slices a batch; the documented dice_coef is a mean over batches, so its value depends on this size."""
     threshold: float = 0.5
     """Probability from which a pixel counts as tumour in the thresholded scores."""
+    empty: Literal["perfect", "skip"] = "perfect"
+    """Slices without tumour: perfect scores an empty prediction 1, skip leaves them out of every mean."""
+    lesion_iou: float | None = None
+    """Intersection over union from which a lesion is found. None: any overlap."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,16 +5,15 @@ figure over the pixels of a volume, and the documented mean over batches of 32 d
 prediction.
 """
 
-import csv
-import dataclasses
 import functools
-import io
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from experiments.figures import Evaluation, lesion_figures, patient_table, probability_figures, select, summarise
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,29 +24,17 @@ if TYPE_CHECKING:
     from experiments.build import Run
     from jaxunet.metrics import PixelSums
 
-DOCUMENTED = ("accuracy", "dice_coef", "jaccard_coef", "sensitivity", "specificity", "precision")
-"""Scores of the documented system, means over batches."""
+MAIN = ("dice", "jaccard", "sensitivity", "specificity", "precision", "accuracy", "mcc", "volume_error")
+"""Scores that are printed; the files hold all."""
+
 
 DOCUMENTED_BATCH = 32
 """Slices a batch of the published test scores."""
 
-THRESHOLDED = ("dice", "jaccard", "sensitivity", "specificity", "precision", "accuracy")
-"""Scores from pixel counts."""
 
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """Loss and sums of a set of slices, in order.
-
-    Attributes:
-      loss: mean over batches, weighted by their size.
-      sums: `PixelSums` of NumPy arrays `[N]`.
-      batch_size: slices a batch, on which the loss and the documented scores depend.
-    """
-
-    loss: float
-    sums: "PixelSums"
-    batch_size: int
+def first_rows(sums: "PixelSums", rows: int) -> "PixelSums":
+    """What an evaluation step measured of a batch, if that is sums alone, without the padding at its end."""
+    return select(sums, slice(rows))
 
 
 def evaluate_batches(
@@ -58,6 +45,7 @@ def evaluate_batches(
     mesh: "Mesh",
     count: int,
     batch_size: int,
+    take: Callable[[Any, int], "PixelSums"] = first_rows,
     advance: Callable[[], object] = lambda: None,
 ) -> Evaluation:
     """Runs `eval_step` over padded batches; every slice counts once.
@@ -69,6 +57,7 @@ def evaluate_batches(
       mesh: the devices.
       count: number of slices, without padding.
       batch_size: rows of a global batch.
+      take: gets what `eval_step` measured of each batch and how many of its rows are no padding; returns their sums.
       advance: called after each batch.
 
     Returns:
@@ -82,122 +71,24 @@ def evaluate_batches(
     losses, parts, rows = [], [], []
     for start, batch in zip(range(0, count, batch_size), batches, strict=True):
         rows.append(min(batch_size, count - start))
-        loss, sums = jax.device_get(eval_step(params, global_batch(_arrays(batch), mesh), rows=rows[-1]))
+        loss, measured = jax.device_get(eval_step(params, global_batch(_arrays(batch), mesh), rows=rows[-1]))
         losses.append(float(loss))
-        parts.append(PixelSums(*(values[: rows[-1]] for values in sums)))
+        parts.append(take(measured, rows[-1]))
         advance()
     sums = PixelSums(*(np.concatenate(values) for values in zip(*parts, strict=True)))
     return Evaluation(float(np.average(losses, weights=rows)), sums, batch_size)
 
 
 def _arrays(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: batch[name] for name in ("image", "mask", "weight")}
-
-
-def select(sums: "PixelSums", rows: Any) -> "PixelSums":
-    """The rows of some slices."""
-    return type(sums)(*(values[rows] for values in sums))
-
-
-def batch_means(sums: "PixelSums", batch_size: int, names: Sequence[str] = DOCUMENTED) -> dict[str, float]:
-    """Mean over batches of each batch's score, as the documented system averages; undefined ones are left out."""
-    from jaxunet.metrics import SCORES, add
-
-    starts = range(0, len(sums.tp), batch_size)
-    batches = [add(select(sums, slice(start, start + batch_size))) for start in starts]
-    return {name: mean_defined([float(SCORES[name](b)) for b in batches])[0] for name in names}
-
-
-def mean_defined(values: Sequence[float]) -> tuple[float, int]:
-    """Mean of the values that are no NaN, and how many they are."""
-    defined = [v for v in values if not np.isnan(v)]
-    return (float(np.mean(defined)) if defined else float("nan")), len(defined)
-
-
-def pooled_scores(sums: "PixelSums") -> dict[str, float]:
-    """Scores of all pixels taken together."""
-    from jaxunet.metrics import SCORES, add
-
-    total = add(sums)
-    return {name: float(SCORES[name](total)) for name in THRESHOLDED}
-
-
-def group_scores(groups: Sequence["PixelSums"]) -> dict[str, dict[str, float | int]]:
-    """Mean, median and standard deviation over groups (slices or patients), and how many define the score."""
-    from jaxunet.metrics import SCORES
-
-    result: dict[str, dict[str, float | int]] = {}
-    for name in THRESHOLDED:
-        values = np.array([float(SCORES[name](g)) for g in groups])
-        values = values[~np.isnan(values)]
-        statistics = (np.mean(values), np.median(values), np.std(values)) if len(values) else (np.nan,) * 3
-        result[name] = dict(zip(("mean", "median", "std"), map(float, statistics), strict=True))
-        result[name]["defined"] = len(values)
-    return result
-
-
-def summarise(evaluation: Evaluation, entries: Sequence[Any], *, whole_volumes: bool) -> dict[str, Any]:
-    """Every figure of an evaluation.
-
-    Args:
-      evaluation: of the slices.
-      entries: one a slice, with `patient`.
-      whole_volumes: whether each patient's slices are all there; without that no volume figure is given.
-
-    Returns:
-      `"loss"`, `"batches"` (documented scores), `"pixels"`, `"slices"`, `"tumour_slices"` and `"patients"`, and
-      `"nothing"`: what a model that predicts nothing scores.
-    """
-    from jaxunet.metrics import PixelSums, add
-
-    sums = evaluation.sums
-    rows = [select(sums, i) for i in range(len(entries))]
-    tumour = sums.tp + sums.fn > 0
-    result: dict[str, Any] = {
-        "images": len(entries),
-        "tumour_images": int(tumour.sum()),
-        "loss": {"value": evaluation.loss, "batch_size": evaluation.batch_size},
-        "batches": {"batch_size": evaluation.batch_size, **batch_means(sums, evaluation.batch_size)},
-        "pixels": pooled_scores(sums),
-        "slices": group_scores(rows),
-        "tumour_slices": group_scores([row for row, has in zip(rows, tumour, strict=True) if has]),
-    }
-    if whole_volumes:
-        patients = sorted({e.patient for e in entries})
-        volumes = [add(select(sums, np.array([e.patient == p for e in entries]))) for p in patients]
-        result["patients"] = {"count": len(patients), **group_scores(volumes)}
-    zero = np.zeros_like(sums.tp)
-    nothing = PixelSums(zero, zero, sums.fn + sums.tp, sums.tn + sums.fp, zero, zero, sums.actual)
-    result["nothing"] = {
-        "accuracy": pooled_scores(nothing)["accuracy"],
-        "slice_dice": group_scores([select(nothing, i) for i in range(len(entries))])["dice"]["mean"],
-    }
-    return result
-
-
-def patient_table(evaluation: Evaluation, entries: Sequence[Any]) -> str:
-    """CSV text, a row a patient: counts and scores over the patient's evaluated slices."""
-    from jaxunet.metrics import SCORES, add
-
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["patient", "site", "slices", "tumour_slices", "tp", "fp", "fn", "tn", *THRESHOLDED])
-    for patient in sorted({e.patient for e in entries}):
-        mine = np.array([e.patient == patient for e in entries])
-        part = select(evaluation.sums, mine)
-        total = add(part)
-        site = next(e.site for e in entries if e.patient == patient)
-        counts = [int(c) for c in (total.tp, total.fp, total.fn, total.tn)]
-        scores = [float(SCORES[name](total)) for name in THRESHOLDED]
-        writer.writerow([patient, site, int(mine.sum()), int((part.tp + part.fn > 0).sum()), *counts, *scores])
-    return text.getvalue()
+    return {name: batch[name] for name in ("image", "mask", "weight", "patient")}
 
 
 def evaluate_run(run: "Run", *, progress: bool = True) -> dict[str, Any]:
     """Evaluates a run's best checkpoint.
 
-    Writes `evaluation.json`, `evaluation_patients.csv` and `evaluation_gallery.png` into the run directory, or into
-    `train.eval_dir`. The files of `eval.split=val` and `train` carry the split in their names.
+    Writes `evaluation.json`, `evaluation_patients.csv`, `evaluation_reliability.png` and `evaluation_gallery.png` into
+    the run directory, or into `train.eval_dir`. The files of `eval.split=val` and `train` carry the split in their
+    names. Masks are kept in memory for the patients under way only.
 
     Args:
       run: of `build.load_run`; its configuration says which split, batch size and threshold.
@@ -218,6 +109,7 @@ def evaluate_run(run: "Run", *, progress: bool = True) -> dict[str, Any]:
     from data_pipeline.loader import eval_batches
     from experiments import build, report
     from experiments.limits import check_devices
+    from experiments.measure import Observations, measure
     from experiments.processes import together
     from experiments.rundir import claim, saved_split, write_atomically
     from jaxunet.step import compile_eval_step
@@ -225,7 +117,7 @@ def evaluate_run(run: "Run", *, progress: bool = True) -> dict[str, Any]:
     config, first = run.config, jax.process_index() == 0
     part, size = config.eval.split, config.eval.batch_size
     name = "evaluation" if part == "test" else f"evaluation_{part}"
-    files = [f"{name}{ending}" for ending in (".json", "_patients.csv", "_gallery.png")]
+    files = [f"{name}{ending}" for ending in (".json", "_patients.csv", "_reliability.png", "_gallery.png")]
     directory = Path(config.train.eval_dir or run.directory)
     with together("looking at the configuration and the data"):
         check_devices(config, run.mesh.size, ["eval.batch_size"])
@@ -236,15 +128,19 @@ def evaluate_run(run: "Run", *, progress: bool = True) -> dict[str, Any]:
             claim(directory, run.directory, files)
     rows = list(getattr(split, part))
     entries = [data.entries[i] for i in rows]
-    step = compile_eval_step(run.mesh, apply_fn=run.model.apply, loss=loss, threshold=config.eval.threshold)
+    measured = functools.partial(measure, threshold=config.eval.threshold)
+    step = compile_eval_step(run.mesh, apply_fn=run.model.apply, loss=loss, measure=measured)
     step = functools.partial(step, step=run.best["step"])
+    whole_volumes = split.whole_volumes and part == "test"
+    seen = Observations(entries, volumes=whole_volumes, iou=config.eval.lesion_iou)
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     batches = eval_batches(data, rows, batch_size=size, threads=config.data.threads, **processes)
     console = None if progress and first else Console(quiet=True)
     with report.progress(f"evaluating {part}", -(-len(rows) // size), to=console) as advance:
         evaluation = evaluate_batches(
-            step, run.params, batches, mesh=run.mesh, count=len(rows), batch_size=size, advance=advance
+            step, run.params, batches, mesh=run.mesh, count=len(rows), batch_size=size, take=seen.take, advance=advance
         )
+    assert seen.histogram is not None  # a part without slices is refused where it is made
     threshold, baseline = threshold_baseline(data, list(split.train), rows)
     result = {
         "dataset": run.manifest["dataset"],
@@ -252,14 +148,18 @@ def evaluate_run(run: "Run", *, progress: bool = True) -> dict[str, Any]:
         "checkpoint": run.best,
         "threshold": config.eval.threshold,
         "loss_name": config.train.loss,
-        **summarise(evaluation, entries, whole_volumes=split.whole_volumes and part == "test"),
+        **summarise(evaluation, entries, whole_volumes=whole_volumes, empty=config.eval.empty),
+        "lesions": lesion_figures(seen.lesions, seen.volumes, iou=config.eval.lesion_iou),
+        "probabilities": probability_figures(seen.histogram),
         "flair_threshold": {"threshold": threshold, "pixel_dice": baseline},
     }
     if first:
         write_atomically(directory / files[0], json.dumps(_finite(result), indent=1) + "\n")
-        write_atomically(directory / files[1], patient_table(evaluation, entries))
+        table = patient_table(evaluation, entries, volumes=seen.volumes, empty=config.eval.empty)
+        write_atomically(directory / files[1], table)
+        report.reliability(result["probabilities"], directory / files[2], title=f"{data.title}: {part} part")
         if result["tumour_images"]:
-            draw_gallery(run, data, rows, evaluation.sums, directory / files[2])
+            draw_gallery(run, data, rows, evaluation.sums, directory / files[3])
     return result
 
 
@@ -300,53 +200,93 @@ def _finite(value: Any) -> Any:
     """JSON has no NaN and no infinity: an undefined score is null."""
     if isinstance(value, dict):
         return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def print_table(result: Mapping[str, Any]) -> None:
-    """Prints the scores, each column named for what it averages over."""
+    """Prints the main scores, each column named for what it averages over, the sites, and a line for all else."""
     from experiments import report
 
     as_published = result["threshold"] == 0.5 and result["batches"]["batch_size"] == DOCUMENTED_BATCH
     documented = " (documented)" if as_published else ""
     columns = {f"batches of {result['batches']['batch_size']}{documented}": result["batches"]}
     columns["all pixels"] = result["pixels"]
-    columns[f"mean of {result['images']} slices"] = {k: v["mean"] for k, v in result["slices"].items()}
-    tumour = {k: v["mean"] for k, v in result["tumour_slices"].items()}
-    columns[f"mean of {result['tumour_images']} tumour slices"] = tumour
+    columns[f"mean of {result['images']} slices"] = _each(result["slices"], "macro")
+    columns[f"mean of {result['tumour_images']} tumour slices"] = _each(result["tumour_slices"], "macro")
     if "patients" in result:
         volumes = {k: v for k, v in result["patients"].items() if k != "count"}
-        columns[f"mean of {result['patients']['count']} patient volumes"] = {k: v["mean"] for k, v in volumes.items()}
-        columns["median of volumes"] = {k: v["median"] for k, v in volumes.items()}
-    names = [*DOCUMENTED[1:3], *THRESHOLDED]
-    rows = [[name, *(_cell(scores.get(name)) for scores in columns.values())] for name in names]
+        columns[f"mean of {result['patients']['count']} patient volumes"] = _each(volumes, "macro")
+        columns["median of volumes"] = _each(volumes, "median")
+    rows = [[name, *(_cell(scores.get(name)) for scores in columns.values())] for name in ("dice_coef", *MAIN)]
     dataset, split = result["dataset"], result["split"]
     report.table(f"{dataset['title']}: {split['part']} part of the {split['by']} split", ["score", *columns], rows)
-    nothing, baseline = result["nothing"], result["flair_threshold"]
-    lines = [
-        f"loss ({result['loss_name']}, batches of {result['loss']['batch_size']}): {result['loss']['value']:.4f}",
-        f"predicting nothing: accuracy {nothing['accuracy']:.4f}, mean slice Dice {nothing['slice_dice']:.4f}",
-        f"best single FLAIR threshold (> {baseline['threshold']}): pixel Dice {baseline['pixel_dice']:.4f}",
+    if len(result.get("by_site", {})) > 1:
+        _print_sites(result["by_site"])
+    sys.stdout.write("\n".join(_lines(result)) + "\n")
+
+
+def _print_sites(sites: Mapping[str, Mapping[str, Any]]) -> None:
+    from experiments import report
+
+    volumes = all("patient_means" in site for site in sites.values())
+    columns = ["site", "patients", "slices", "Dice of all pixels", "sensitivity", "precision"]
+    columns += ["mean Dice of patient volumes"] if volumes else []
+    rows = [
+        [name, site["patients"], site["slices"]]
+        + [_cell(site["pixels"][score]) for score in ("dice", "sensitivity", "precision")]
+        + ([_cell(site["patient_means"]["dice"])] if volumes else [])
+        + [f"{site['false_positive_slices']['per_patient']:.2f}"]
+        for name, site in sites.items()
     ]
-    lines += [f"undefined, so left out of the mean: {text}" for text in undefined(result)]
+    report.table("by site", [*columns, "false-positive slices a patient"], rows)
+
+
+def _lines(result: Mapping[str, Any]) -> Iterator[str]:
+    yield f"loss ({result['loss_name']}, batches of {result['loss']['batch_size']}): {result['loss']['value']:.4f}"
+    if result["empty"] == "skip":
+        yield "slices and patients without tumour are in no mean (eval.empty=skip)"
+    alarms, lesions = result["false_positive_slices"], result["lesions"]
+    if alarms["empty"]:
+        yield (
+            f"false-positive slices: {alarms['false']} of {alarms['empty']} without tumour, "
+            f"{alarms['per_patient']:.2f} a patient"
+        )
+    kind = "volumes" if "volumes" in lesions else "slices"
+    found = lesions[kind]
+    yield (
+        f"lesions of {kind} ({found['connectivity']} neighbours, {lesions['criterion']}): "
+        f"{found['found']} of {found['actual']} found, {found['right']} of {found['predicted']} predicted ones right"
+    )
+    p = result["probabilities"]
+    yield (
+        f"probabilities of all pixels: AUROC {_cell(p['auroc'])}, average precision {_cell(p['average_precision'])}, "
+        f"Brier {_cell(p['brier'])}, calibration error {_cell(p['expected_calibration_error'])}"
+    )
+    nothing, baseline = result["nothing"], result["flair_threshold"]
+    yield f"predicting nothing: accuracy {nothing['accuracy']:.4f}, mean slice Dice {nothing['slice_dice']:.4f}"
+    yield f"best single FLAIR threshold (> {baseline['threshold']}): pixel Dice {baseline['pixel_dice']:.4f}"
+    yield from (f"undefined, so left out of the mean: {text}" for text in undefined(result))
     if "patients" not in result:
-        lines.append("no volume figure: this part holds single slices, no whole patients")
-    sys.stdout.write("\n".join(lines) + "\n")
+        yield "no volume figure: this part holds single slices, no whole patients"
 
 
-def undefined(result: Mapping[str, Any]) -> list[str]:
+def undefined(result: Mapping[str, Any]) -> Iterator[str]:
     """Says of each score in how many slices or patients it is undefined: its mean is over the others."""
-    groups = {"slices": result["images"], "tumour_slices": result["tumour_images"]}
-    groups |= {"patients": result["patients"]["count"]} if "patients" in result else {}
-    missing = {
-        name: [
-            f"{count - result[group][name]['defined']} of {count} {group.replace('_', ' ')}"
-            for group, count in groups.items()
-            if result[group][name]["defined"] < count
+    for name in MAIN:
+        figures = {level: result[level][name] for level in ("slices", "tumour_slices", "patients") if level in result}
+        where = [
+            f"{found['undefined']} of {found['groups']} {level.replace('_', ' ')}"
+            for level, found in figures.items()
+            if found["undefined"]
         ]
-        for name in THRESHOLDED
-    }
-    return [f"{name} in {', '.join(where)}" for name, where in missing.items() if where]
+        if where:
+            yield f"{name} in {', '.join(where)}"
+
+
+def _each(scores: Mapping[str, Mapping[str, Any]], statistic: str) -> dict[str, Any]:
+    return {name: figures[statistic] for name, figures in scores.items()}
 
 
 def _cell(value: Any) -> str:

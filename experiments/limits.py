@@ -83,6 +83,8 @@ def _numbers(config: Config) -> Iterator[str]:
     for key in ("eval.threshold", "infer.threshold"):
         if not 0 < values[key] < 1:  # also refuses nan
             yield f"{key}={values[key]}: must be a probability between 0 and 1, without the ends"
+    if config.eval.lesion_iou is not None and not 0 < config.eval.lesion_iou <= 1:
+        yield f"eval.lesion_iou={config.eval.lesion_iou}: must be above 0 and at most 1"
     for key in ("train.learning_rate", "train.save_minutes"):
         if not 0 < values[key] < math.inf:
             yield f"{key}={values[key]}: must be a finite number above 0"

@@ -10,6 +10,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,44 @@ def curves(history: Sequence[Mapping[str, Any]], path: str | Path, *, title: str
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=9)
+    save_figure(figure, path)
+
+
+def reliability(figures: Mapping[str, Any], path: str | Path, *, title: str) -> None:
+    """Draws how often pixels are tumour against how often they were predicted to be, and how many pixels each bin has.
+
+    Args:
+      figures: `"brier"`, `"expected_calibration_error"`, and `"reliability"` with the lists `"edges"` (one longer than
+        the others), `"pixels"`, `"predicted"` and `"observed"`; a bin without pixels is left out.
+      path: the PNG to write.
+      title: above; carries the title of the data.
+    """
+    curve = figures["reliability"]
+    held = [k for k, pixels in enumerate(curve["pixels"]) if pixels]
+    edges, pixels = curve["edges"], curve["pixels"]
+    figure = new_figure((5.6, 6.4))
+    figure.set_layout_engine("constrained")
+    figure.suptitle("\n".join(fold(title, 62)), x=0.015, ha="left", fontsize=11, parse_math=False)
+    above, below = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (3, 1)})
+    above.plot([0, 1], [0, 1], color="#555555", linewidth=1.2, linestyle=":", label="as often as predicted")
+    points = [[curve[name][k] for k in held] for name in ("predicted", "observed")]
+    above.plot(*points, color=VALIDATION_LINE, marker="o", markersize=5, linewidth=1.8, label="observed")
+    error, brier = (number(figures[name]) for name in ("expected_calibration_error", "brier"))
+    text = f"all pixels: calibration error {error}, Brier score {brier}"
+    above.set_title(text, fontsize=9, loc="left", color="#444444", parse_math=False)
+    above.set_ylabel("share of pixels that are tumour")
+    above.set_ylim(-0.02, 1.02)
+    above.legend(frameon=False, fontsize=9)
+    widths = [high - low for low, high in pairwise(edges)]
+    below.bar(edges[:-1], pixels, widths, align="edge", color=TRAINING_LINE, edgecolor="white", log=True)
+    below.set_ylim(bottom=0.5)  # so that a bin of one pixel shows
+    below.set_ylabel("pixels")
+    below.set_xlabel("predicted probability")
+    below.set_xlim(-0.02, 1.02)
+    for axes in (above, below):
+        axes.grid(color="#E6E6E6", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
     save_figure(figure, path)
 
 

@@ -9,7 +9,7 @@
     train_*.png           their curves
     evaluation*.json      every figure of an evaluation
     evaluation*.csv       its counts and scores, a row a patient
-    evaluation*.png       its best, median and worst slices
+    evaluation*.png       its best, median and worst slices; predicted against observed frequency
     checkpoints/last      full state, the two newest
     checkpoints/best      weights of the lowest validation loss
     tensorboard/          event files

@@ -105,7 +105,8 @@ class Trainer:
     def validate(self, state: "TrainState") -> tuple[dict[str, float], bool]:
         """Validation loss and scores, and whether no pixel was predicted positive."""
         from data_pipeline.loader import eval_batches
-        from experiments.evaluate import batch_means, evaluate_batches
+        from experiments.evaluate import evaluate_batches
+        from experiments.figures import batch_means
 
         size, count = self.config.train.batch_size, len(self.split.val)
         batches = eval_batches(

@@ -17,11 +17,12 @@ from flax import struct
 from jax import Array, lax
 from jax.sharding import Mesh
 
-from jaxunet.metrics import PixelSums, pixel_sums
+from jaxunet.metrics import pixel_sums
 from jaxunet.sharding import replicated, split_rows
 
 Batch = Mapping[str, Array]
 Loss = Callable[..., Array]
+Measure = Callable[..., Any]
 
 
 class TrainState(struct.PyTreeNode):
@@ -135,9 +136,9 @@ def eval_step(
     apply_fn: Callable[..., Any],
     loss: Loss,
     rows: int,
-    threshold: float = 0.5,
-) -> tuple[Array, PixelSums]:
-    """Loss and sums of one batch, without dropout.
+    measure: Measure = pixel_sums,
+) -> tuple[Array, Any]:
+    """Loss and measurements of one batch, without dropout.
 
     Args:
       params: the network's parameters.
@@ -146,16 +147,17 @@ def eval_step(
       apply_fn: the network's `apply`.
       loss: as in `train_step`; one that takes no weight is given the first `rows` rows only.
       rows: rows that are no padding, static.
-      threshold: of the counts, on probabilities.
+      measure: `(logits, masks, *, weight)` to any arrays. By default `PixelSums` at a threshold of one half, a row an
+        image, zero for padding.
 
     Returns:
-      The loss, a scalar, and `PixelSums` with a row an image (zero for padding).
+      The loss, a scalar, and what `measure` returns.
     """
     logits = apply_fn({"params": params}, batch["image"])
     value = with_context(loss, rows)(
         logits, batch["mask"], weight=batch["weight"], patient=batch.get("patient"), step=step
     )
-    return value, pixel_sums(logits, batch["mask"], weight=batch["weight"], threshold=threshold)
+    return value, measure(logits, batch["mask"], weight=batch["weight"])
 
 
 def predict_step(params: Any, images: Array, *, apply_fn: Callable[..., Any]) -> Array:
@@ -191,14 +193,14 @@ def compile_train_step(mesh: Mesh, *, loss: Loss, seed: int) -> Callable[[TrainS
 
 
 def compile_eval_step(
-    mesh: Mesh, *, apply_fn: Callable[..., Any], loss: Loss, threshold: float = 0.5
-) -> Callable[..., tuple[Array, PixelSums]]:
+    mesh: Mesh, *, apply_fn: Callable[..., Any], loss: Loss, measure: Measure = pixel_sums
+) -> Callable[..., tuple[Array, Any]]:
     """Compiles `eval_step` over the mesh, as a function of `(params, batch, step=0, *, rows)`.
 
     A loss that takes `weight` compiles once; a plain one compiles again for a last batch with padding.
     """
     weighted = "weight" in inspect.signature(loss).parameters
-    evaluate = partial(eval_step, apply_fn=apply_fn, loss=loss, threshold=threshold)
+    evaluate = partial(eval_step, apply_fn=apply_fn, loss=loss, measure=measure)
     compiled = jax.jit(
         lambda params, batch, step, rows: evaluate(params, batch, step, rows=rows),
         in_shardings=(replicated(mesh), split_rows(mesh), replicated(mesh)),

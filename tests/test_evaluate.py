@@ -1,122 +1,152 @@
-"""Each figure of an evaluation is what its name says, on sums small enough to check by hand."""
+"""An evaluation is the same on any number of devices and in any batches, and prints what it averages over."""
 
-import csv
-import io
+import functools
 import types
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.config import METRIC_NAMES
-from experiments.evaluate import Evaluation, batch_means, group_scores, patient_table, print_table, summarise
-from experiments.progress import TRACKED
-from jaxunet.metrics import PixelSums
+from data_pipeline.loader import eval_batches
+from experiments.evaluate import evaluate_batches, print_table
+from experiments.figures import lesion_figures, patient_table, probability_figures, summarise
+from experiments.measure import Observations, measure
+from jaxunet.losses import bce_loss
+from jaxunet.sharding import make_mesh
+from jaxunet.step import compile_eval_step
 
-# Four slices of 100 pixels: a good one, a missed one, a clean empty one, an empty one with false alarms.
-SUMS = PixelSums(
-    tp=np.array([8, 0, 0, 0]),
-    fp=np.array([2, 0, 0, 5]),
-    fn=np.array([2, 10, 0, 0]),
-    tn=np.array([88, 90, 100, 95]),
-    overlap=np.array([7.5, 0.5, 0.0, 0.0]),
-    predicted=np.array([10.0, 1.0, 0.5, 5.0]),
-    actual=np.array([10.0, 10.0, 0.0, 0.0]),
-)
-ENTRIES = [types.SimpleNamespace(patient=p, site="S1") for p in ("a", "a", "b", "b")]
+NAMES = [(patient, k, site) for patient, site in (("p", "S1"), ("q", "S1"), ("r", "S2")) for k in range(1, 7)]
+ENTRIES = [types.SimpleNamespace(patient=p, slice=k, site=s, name=f"{p}_{k}") for p, k, s in NAMES]
 
 
-@pytest.fixture
-def result():
-    return summarise(Evaluation(0.25, SUMS, 2), ENTRIES, whole_volumes=True)
+class Slices:
+    """18 slices of 16x16, two of three without tumour."""
+
+    entries = ENTRIES
+
+    def __len__(self) -> int:
+        return len(ENTRIES)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(index)
+        mask = np.zeros((16, 16, 1), np.uint8)
+        if index % 3 == 0:
+            mask[4:9, 3:11] = 1
+        image = rng.integers(0, 150, (16, 16, 3)) + 90 * mask
+        return {"image": image.astype(np.uint8), "mask": mask, "patient": index // 6, "slice": index}
 
 
-def test_pixel_dice_pools_all_pixels(result):
-    assert result["pixels"]["dice"] == pytest.approx(2 * 8 / (2 * 8 + 7 + 12))
+def network(variables, images):
+    """Brightness is the logit."""
+    return variables["params"] * (images[..., :1].astype(jnp.float32) - 130) / 10
 
 
-def test_slice_dice_counts_an_empty_slice_that_is_left_empty_as_one(result):
-    assert result["slices"]["dice"]["mean"] == pytest.approx((0.8 + 0 + 1 + 0) / 4)
-    assert result["slices"]["dice"]["defined"] == 4
+@functools.cache
+def evaluated(devices: int, size: int) -> tuple:
+    mesh = make_mesh(jax.devices()[:devices])
+    step = compile_eval_step(mesh, apply_fn=network, loss=bce_loss, measure=measure)
+    seen = Observations(ENTRIES, volumes=True)
+    batches = eval_batches(Slices(), range(18), batch_size=size, threads=0)
+    options = {"mesh": mesh, "count": 18, "batch_size": size, "take": seen.take}
+    return evaluate_batches(step, jnp.float32(1), batches, **options), seen
 
 
-def test_tumour_slices_leave_empty_masks_out(result):
-    assert result["tumour_images"] == 2
-    assert result["tumour_slices"]["dice"]["mean"] == pytest.approx(0.4)
-
-
-def test_volume_dice_pools_the_pixels_of_a_patient(result):
-    assert result["patients"]["count"] == 2
-    assert result["patients"]["dice"]["mean"] == pytest.approx((16 / 30 + 0) / 2)
-
-
-def test_undefined_sensitivity_is_left_out_and_counted(result):
-    assert result["slices"]["sensitivity"]["mean"] == pytest.approx(0.4)
-    assert result["slices"]["sensitivity"]["defined"] == 2
-
-
-def test_single_slices_give_no_volume_figure():
-    assert "patients" not in summarise(Evaluation(0.25, SUMS, 2), ENTRIES, whole_volumes=False)
-
-
-def test_documented_dice_is_a_mean_over_batches_and_depends_on_their_size():
-    by_two = ((2 * 8 + 1) / (20 + 11 + 1) + 1 / (5.5 + 1)) / 2
-    assert batch_means(SUMS, 2)["dice_coef"] == pytest.approx(by_two)
-    assert batch_means(SUMS, 4)["dice_coef"] == pytest.approx((2 * 8 + 1) / (20 + 16.5 + 1))
-    assert batch_means(SUMS, 3)["dice_coef"] == pytest.approx(((2 * 8 + 1) / (20 + 11.5 + 1) + 1 / 6) / 2)
-
-
-def test_predicting_nothing_is_scored_beside_it(result):
-    assert result["nothing"]["accuracy"] == pytest.approx(380 / 400)
-    assert result["nothing"]["slice_dice"] == pytest.approx(0.5)
-
-
-def printed(capsys, *, batch_size=32, threshold=0.5, whole_volumes=True):
-    result = {
-        "dataset": {"title": "SYNTHETIC"},
-        "split": {"by": "patient", "part": "test"},
-        "threshold": threshold,
-        "loss_name": "bce",
-        **summarise(Evaluation(0.25, SUMS, batch_size), ENTRIES, whole_volumes=whole_volumes),
-        "flair_threshold": {"threshold": 80, "pixel_dice": 0.25},
+def figures(evaluation, seen: Observations) -> dict:
+    return {
+        **summarise(evaluation, ENTRIES, whole_volumes=True),
+        "lesions": lesion_figures(seen.lesions, seen.volumes, iou=None),
+        "probabilities": probability_figures(seen.histogram),
     }
-    print_table(result)
-    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("devices", "size"), [(1, 5), (2, 4), (4, 8), (8, 16)])
+def test_figures_do_not_depend_on_devices_batches_and_padding(devices, size):
+    found, expected = figures(*evaluated(devices, size)), figures(*evaluated(1, 1))
+    assert found["loss"]["value"] == pytest.approx(expected["loss"]["value"], rel=1e-6)
+    for name in ("loss", "batches"):  # these depend on the batch, and say so
+        assert found.pop(name)["batch_size"] == size
+        expected.pop(name)
+    np.testing.assert_equal(found, expected)  # exactly: they come from integers; NaN equals NaN
+    runs = evaluated(devices, size), evaluated(1, 1)
+    table, expected_table = (patient_table(run, ENTRIES, volumes=seen.volumes) for run, seen in runs)
+    assert table == expected_table
+
+
+def test_figures_are_those_of_the_slices(capsys):
+    evaluation, seen = evaluated(1, 5)
+    data = [Slices()[i] for i in range(18)]
+    predicted = np.stack([one["image"][..., :1].astype(int) > 130 for one in data])
+    actual = np.stack([one["mask"] == 1 for one in data])
+    found = figures(evaluation, seen)
+    expected = 2 * (predicted & actual).sum() / (predicted.sum() + actual.sum())
+    assert found["pixels"]["dice"] == pytest.approx(expected, rel=1e-15)
+    assert found["tumour_images"] == 6
+    assert found["false_positive_slices"]["false"] == (predicted & ~actual).any((1, 2, 3))[~actual.any((1, 2, 3))].sum()
+    assert found["lesions"]["volumes"]["actual"] == 6  # each lies in one slice, two slices of a patient have one
+
+
+def printed(capsys, *, empty="perfect", whole_volumes=True, **changes) -> tuple[dict, str]:
+    evaluation, seen = evaluated(1, 5)
+    result = figures(evaluation, seen) | {
+        "dataset": {"title": "Squares"},
+        "split": {"by": "patient", "part": "test"},
+        "threshold": 0.5,
+        "loss_name": "bce",
+        "flair_threshold": {"threshold": 3, "pixel_dice": 0.25},
+    }
+    result |= summarise(evaluation, ENTRIES, whole_volumes=whole_volumes, empty=empty)
+    if not whole_volumes:
+        del result["patients"]
+    print_table(result | changes)
+    return result, capsys.readouterr().out
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.mark.parametrize("empty", ["perfect", "skip"])
+def test_the_table_names_what_each_column_averages_over(capsys, empty):
+    result, text = printed(capsys, empty=empty)
+    for words in (
+        "Squares: test part of the patient split",
+        "batches of 5",
+        "mean of 18 slices",
+        "mean of 6 tumour slices",
+        "mean of 3 patient volumes",
+        "false-positive slices a patient",
+        "26 neighbours, any overlap",
+        "AUROC",
+        "predicting nothing",
+    ):
+        assert words in text
+    assert ("in no mean" in text) == (empty == "skip")
+    (line,) = (line for line in text.splitlines() if line.strip().startswith("dice "))
+    assert [f"{result[level]['dice']['macro']:.4f}" for level in ("slices", "tumour_slices")] == line.split()[2:4]
+    assert [line.split()[:3] for line in text.splitlines() if line.strip()[:2] in ("S1", "S2")] == [
+        ["S1", "2", "12"],
+        ["S2", "1", "6"],
+    ]
 
 
 def test_only_the_mean_as_published_is_called_documented(capsys):
-    assert "batches of 32 (documented)" in printed(capsys)
-    assert "(documented)" not in printed(capsys, batch_size=2)
-    assert "(documented)" not in printed(capsys, threshold=0.4)
+    of_32 = {"batches": {"batch_size": 32, "dice_coef": 0.5}}
+    assert "batches of 32 (documented)" in printed(capsys, **of_32)[1]
+    assert "(documented)" not in printed(capsys)[1]
+    assert "(documented)" not in printed(capsys, **of_32, threshold=0.4)[1]
 
 
 def test_a_mean_says_what_it_leaves_out(capsys):
-    out = printed(capsys)
-    assert "undefined, so left out of the mean: sensitivity in 2 of 4 slices, 1 of 2 patients\n" in out
-    assert "undefined, so left out of the mean: precision in 2 of 4 slices, 1 of 2 tumour slices\n" in out
-    assert "mean: dice" not in out and "mean: accuracy" not in out
+    _, text = printed(capsys)
+    assert "undefined, so left out of the mean: sensitivity in 12 of 18 slices\n" in text
+    assert "mean: dice" not in text
+    assert "mean: accuracy" not in text
+    assert "mean: dice in 12 of 18 slices\n" in printed(capsys, empty="skip")[1]
 
 
 def test_selected_slices_print_no_volume_figure(capsys):
-    assert "mean of 2 patient volumes" in printed(capsys)
-    out = printed(capsys, whole_volumes=False)
-    assert "volumes" not in out and "no volume figure" in out
-
-
-def test_a_score_that_nothing_defines_is_nan_with_a_count_of_zero():
-    empty = PixelSums(*(values[2] for values in SUMS))
-    scores = group_scores([empty])["sensitivity"]
-    assert np.isnan(scores["mean"])
-    assert scores["defined"] == 0
-
-
-def test_patient_table_has_a_row_a_patient_with_its_counts():
-    rows = list(csv.DictReader(io.StringIO(patient_table(Evaluation(0.25, SUMS, 2), ENTRIES))))
-    assert [(r["patient"], r["slices"], r["tumour_slices"], r["tp"], r["fn"]) for r in rows] == [
-        ("a", "2", "2", "8", "12"),
-        ("b", "2", "0", "0", "0"),
-    ]
-    assert float(rows[0]["dice"]) == pytest.approx(16 / 30)
-
-
-def test_every_column_that_can_be_asked_for_is_recorded():
-    assert set(METRIC_NAMES) == {"loss", *TRACKED}
+    _, text = printed(capsys, whole_volumes=False)
+    assert "patient volumes" not in text
+    assert "no volume figure" in text

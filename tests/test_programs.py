@@ -40,6 +40,7 @@ def test_the_workflow_leaves_everything_it_promises(finished, place):
         "train_metrics.png",
         "evaluation.json",
         "evaluation_patients.csv",
+        "evaluation_reliability.png",
         "evaluation_gallery.png",
         "predictions/mini_test/contact_sheet.png",
     ):

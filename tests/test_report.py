@@ -112,6 +112,39 @@ def test_curves_carry_the_title_and_mark_the_best_epoch(monkeypatch):
     assert axes.get_ylabel() == "dice_coef"
 
 
+FIGURES = {
+    "brier": 0.0625,
+    "expected_calibration_error": 0.25,
+    "reliability": {
+        "edges": [0.0, 0.25, 0.5, 0.75, 1.0],
+        "pixels": [100000, 0, 1, 7],
+        "predicted": [0.01, math.nan, 0.6, 0.9],
+        "observed": [0.02, math.nan, 1.0, 0.5],
+    },
+}
+
+
+def test_the_reliability_diagram_leaves_empty_bins_out_and_carries_title_and_errors(monkeypatch):
+    figures = []
+    monkeypatch.setattr(report, "save_figure", lambda figure, path: figures.append(figure))
+    report.reliability(FIGURES, "unused.png", title="SYNTHETIC slices")
+    (figure,) = figures
+    assert figure.get_suptitle() == "SYNTHETIC slices"
+    curve, pixels = figure.axes
+    np.testing.assert_array_equal(curve.lines[1].get_xydata(), [[0.01, 0.02], [0.6, 1.0], [0.9, 0.5]])
+    assert "0.2500" in curve.get_title(loc="left")
+    assert "0.0625" in curve.get_title(loc="left")
+    assert [bar.get_height() for bar in pixels.patches] == [100000, 0, 1, 7]
+    assert pixels.get_yscale() == "log"
+
+
+def test_the_reliability_diagram_is_written_without_a_warning(tmp_path):
+    report.reliability(FIGURES, tmp_path / "a.png", title="t")
+    colours = {tuple(int(c[i : i + 2], 16) for i in (1, 3, 5)) for c in (report.VALIDATION_LINE, report.TRAINING_LINE)}
+    picture = read(tmp_path / "a.png")
+    assert all(has_colour(picture, colour) for colour in colours)
+
+
 def test_drawing_leaves_pyplot_alone(tmp_path):
     import matplotlib.pyplot as plt
 

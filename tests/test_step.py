@@ -12,6 +12,7 @@ import tiny
 
 from jaxunet import UNet, eval_step, init_state, predict_step, train_step
 from jaxunet.losses import LOSSES, averaged, bce_loss, dice_loss
+from jaxunet.metrics import pixel_sums
 from jaxunet.sharding import make_mesh, replicate
 from jaxunet.step import compile_eval_step, compile_predict_step, compile_train_step, with_context
 
@@ -190,7 +191,8 @@ def test_evaluation_has_no_dropout_and_counts_at_its_threshold():
     params = tiny.params(NETWORK)
     probabilities = np.asarray(jax.jit(functools.partial(predict_step, apply_fn=NETWORK.apply))(params, BATCH["image"]))
     threshold = float(np.median(probabilities)) + 1e-4
-    evaluate = jax.jit(functools.partial(eval_step, apply_fn=NETWORK.apply, loss=bce_loss, rows=4, threshold=threshold))
+    measure = functools.partial(pixel_sums, threshold=threshold)
+    evaluate = jax.jit(functools.partial(eval_step, apply_fn=NETWORK.apply, loss=bce_loss, rows=4, measure=measure))
     loss, sums = evaluate(params, BATCH)
     entropy = np.where(BATCH["mask"] == 1, -np.log(probabilities), -np.log(1 - probabilities))
     assert float(loss) == pytest.approx(float(entropy.mean()), rel=1e-5)

@@ -1,0 +1,103 @@
+"""What streams past in batches is measured as if it were all there, and is not kept."""
+
+import types
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from experiments.measure import Measured, Observations, measure, measure_volume, stack
+from jaxunet.metrics import LesionCounts, above, lesion_counts, pixel_sums, probability_histogram
+
+RNG = np.random.default_rng(0)
+MASKS = RNG.random((9, 8, 8, 1)) < 0.2
+LOGITS = (RNG.normal(size=MASKS.shape) + 3 * MASKS - 1.5).astype(np.float32)
+MEASURE = jax.jit(measure)
+ENTRIES = [types.SimpleNamespace(patient=p, slice=s, site="") for p, s in zip("aaabbbbcc", range(9), strict=True)]
+
+
+@pytest.fixture(scope="module")
+def whole() -> Measured:
+    return jax.device_get(MEASURE(LOGITS, MASKS, weight=np.ones(9, np.float32)))
+
+
+def batches(whole: Measured, order: list[int], size: int):
+    """Rows in an order, in batches of a size, the last one filled up with rows that must not count."""
+    histogram = jax.device_get(probability_histogram(LOGITS[:1], MASKS[:1]))
+    for start in range(0, len(order), size):
+        rows = np.array((order[start : start + size] + [0] * size)[:size])
+        sums = type(whole.sums)(*(values[rows] for values in whole.sums))
+        yield Measured(sums, histogram, whole.prediction[rows], whole.mask[rows]), len(order[start : start + size])
+
+
+def test_a_batch_is_measured_with_the_functions_of_the_library(whole):
+    np.testing.assert_array_equal(whole.prediction, above(LOGITS, 0.5))
+    np.testing.assert_array_equal(whole.mask, MASKS)
+    for found, expected in zip(whole.sums, pixel_sums(LOGITS, MASKS), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    for found, expected in zip(whole.histogram, probability_histogram(LOGITS, MASKS), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    some = jax.device_get(MEASURE(LOGITS, MASKS, weight=(np.arange(9) > 4).astype(np.float32), threshold=0.9))
+    assert some.sums.tp.sum() == (some.prediction & MASKS)[5:].sum()
+    assert sum(counts.sum() for counts in some.histogram) == MASKS[5:].size
+
+
+@settings(max_examples=20)
+@given(order=st.permutations(range(9)), size=st.integers(1, 9), iou=st.sampled_from([None, 0.3]))
+def test_any_order_and_batch_size_gives_the_lesions_of_the_whole_volumes(whole, order, size, iou):
+    seen = Observations([ENTRIES[i] for i in order], volumes=True, iou=iou)
+    sums = [seen.take(batch, rows) for batch, rows in batches(whole, order, size)]
+    assert np.concatenate([part.tp for part in sums]).tolist() == whole.sums.tp[order].tolist()
+    pairs = [(whole.prediction[i, :, :, 0], MASKS[i, :, :, 0]) for i in order]
+    assert seen.lesions == [lesion_counts(prediction, mask, iou=iou) for prediction, mask in pairs]
+    patients = {"a": slice(0, 3), "b": slice(3, 7), "c": slice(7, 9)}
+    assert seen.volumes == {
+        patient: measure_volume(whole.prediction[rows, :, :, 0], MASKS[rows, :, :, 0], iou=iou)
+        for patient, rows in patients.items()
+    }
+
+
+def test_only_the_masks_of_patients_under_way_are_kept(whole):
+    seen, kept = Observations(ENTRIES, volumes=True), []
+    for batch, rows in batches(whole, list(range(9)), 2):
+        seen.take(batch, rows)
+        kept.append({patient: len(slices) for patient, slices in seen._waiting.items()})
+    assert kept == [{"a": 2}, {"b": 1}, {"b": 3}, {"c": 1}, {}]
+
+
+def test_without_volumes_no_mask_is_kept(whole):
+    seen = Observations(ENTRIES, volumes=False)
+    for batch, rows in batches(whole, list(range(9)), 4):
+        seen.take(batch, rows)
+        assert not seen._waiting
+    assert not seen.volumes
+    assert len(seen.lesions) == 9
+
+
+def test_histograms_of_batches_are_added_up(whole):
+    seen = Observations(ENTRIES, volumes=False)
+    for start in range(0, 9, 2):
+        weight = (np.arange(9) >= start) & (np.arange(9) < start + 2)
+        part = jax.device_get(MEASURE(LOGITS, MASKS, weight=weight.astype(np.float32)))
+        seen.take(part, min(2, 9 - start))
+    for found, expected in zip(seen.histogram, whole.histogram, strict=True):
+        assert found.dtype == np.int64
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_slices_are_stacked_by_position_and_a_gap_separates():
+    planes = [np.full((2, 3), k) for k in (7, 5, 6, 9)]
+    assert stack([7, 5, 6, 9], planes)[:, 0, 0].tolist() == [5, 6, 7, 0, 9]
+    assert stack([3, 10**9], planes[:2])[:, 0, 0].tolist() == [7, 0, 5]  # however wide
+    assert stack([4], planes[:1]).shape == (1, 2, 3)
+
+
+def test_a_lesion_through_slices_is_one_and_through_a_gap_two():
+    plane = np.zeros((4, 4), bool)
+    plane[1:3, 1:3] = True
+    for positions, lesions in (([1, 2, 3], 1), ([1, 2, 4], 2)):
+        volume = stack(positions, [plane] * 3)
+        found = measure_volume(volume, volume)
+        assert LesionCounts(*found.values()) == LesionCounts(*[lesions] * 4)
