@@ -22,7 +22,42 @@ from experiments.fields import convert
 FORMAT = 1
 """Version of `config.json`; a newer one is refused."""
 
-LOSS_NAMES = ("bce", "dice", "jaccard", "ssim", "bce_dice", "bce_jaccard", "hybrid")
+LOSS_NAMES = (
+    "bce",
+    "weighted_bce",
+    "balanced_bce",
+    "label_smoothing_bce",
+    "poly_bce",
+    "topk_bce",
+    "nacl",
+    "focal",
+    "normalized_focal",
+    "reduced_focal",
+    "asymmetric_focal",
+    "dice",
+    "squared_dice",
+    "log_dice",
+    "log_cosh_dice",
+    "dice_metric",
+    "wasserstein_dice",
+    "jaccard",
+    "log_jaccard",
+    "jaccard_metric",
+    "tversky",
+    "focal_tversky",
+    "asymmetric_similarity",
+    "asymmetric_focal_tversky",
+    "generalized_dice",
+    "penalty_generalized_dice",
+    "sensitivity_specificity",
+    "mcc",
+    "lovasz_hinge",
+    "lovasz_sigmoid",
+    "ssim",
+    "bce_dice",
+    "bce_jaccard",
+    "hybrid",
+)
 """Names `train.loss` knows, as in `jaxunet.losses.LOSSES` (written out because importing that imports jax)."""
 
 METRIC_NAMES = (

@@ -3,73 +3,11 @@
 `ORACLES[name](logits, masks, weight, reduce)`; every entry of `LOSSES` needs one.
 """
 
-from collections.abc import Callable
-
 import numpy as np
+import oracle_distribution
+import oracle_region
+from float64 import Oracle, collect, groups, pixel_weights, sigmoid
 from scipy.signal import convolve2d
-
-Oracle = Callable[[np.ndarray, np.ndarray, np.ndarray | None, str], np.ndarray]
-
-
-def sigmoid(z: np.ndarray) -> np.ndarray:
-    z = z.astype(np.float64)
-    small = np.exp(-np.abs(z))
-    return np.where(z >= 0, 1, small) / (1 + small)
-
-
-def pixel_weights(weight: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
-    if weight is None:
-        return np.ones(shape)
-    weight = np.asarray(weight, np.float64)
-    return np.broadcast_to(weight.reshape(-1, 1, 1, 1) if weight.ndim == 1 else weight, shape)
-
-
-def groups(reduce: str, *arrays: np.ndarray) -> list[tuple[np.ndarray, ...]]:
-    """The sets of pixels that get a loss of their own: the batch, or each image."""
-    if reduce == "batch":
-        return [arrays]
-    return [tuple(a[i : i + 1] for a in arrays) for i in range(len(arrays[0]))]
-
-
-def collect(reduce: str, values: list[float]) -> np.ndarray:
-    return np.array(values[0] if reduce == "batch" else values)
-
-
-def bce(z: np.ndarray, g: np.ndarray, weight: np.ndarray | None = None, reduce: str = "batch") -> np.ndarray:
-    z, g = z.astype(np.float64), g.astype(np.float64)
-    entropy = g * np.logaddexp(0, -z) + (1 - g) * np.logaddexp(0, z)
-    return collect(
-        reduce, [np.average(e, weights=w) for e, w in groups(reduce, entropy, pixel_weights(weight, z.shape))]
-    )
-
-
-def dice(
-    z: np.ndarray, g: np.ndarray, weight: np.ndarray | None = None, reduce: str = "batch", smooth: float = 1.0
-) -> np.ndarray:
-    values = []
-    for p, m, w in groups(reduce, sigmoid(z), g.astype(np.float64), pixel_weights(weight, z.shape)):
-        true_positive, false_positive, false_negative = (
-            (w * p * m).sum(),
-            (w * p * (1 - m)).sum(),
-            (w * (1 - p) * m).sum(),
-        )
-        values.append(1 - (2 * true_positive + smooth) / (2 * true_positive + false_positive + false_negative + smooth))
-    return collect(reduce, values)
-
-
-def jaccard(
-    z: np.ndarray, g: np.ndarray, weight: np.ndarray | None = None, reduce: str = "batch", smooth: float = 0.0
-) -> np.ndarray:
-    values = []
-    for p, m, w in groups(reduce, sigmoid(z), g.astype(np.float64), pixel_weights(weight, z.shape)):
-        true_positive, false_positive, false_negative = (
-            (w * p * m).sum(),
-            (w * p * (1 - m)).sum(),
-            (w * (1 - p) * m).sum(),
-        )
-        s = smooth if (w * m).any() else max(smooth, 1.0)
-        values.append(1 - (true_positive + s) / (true_positive + false_positive + false_negative + s))
-    return collect(reduce, values)
 
 
 def ssim_of(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
@@ -107,13 +45,12 @@ def mean_of(*terms: Oracle) -> Oracle:
 
 
 ORACLES: dict[str, Oracle] = {
-    "bce": bce,
-    "dice": dice,
-    "jaccard": jaccard,
+    **oracle_distribution.ORACLES,
+    **oracle_region.ORACLES,
     "ssim": ssim,
-    "bce_dice": mean_of(bce, dice),
-    "bce_jaccard": mean_of(bce, jaccard),
-    "hybrid": mean_of(bce, ssim, jaccard),
+    "bce_dice": mean_of(oracle_distribution.bce, oracle_region.dice),
+    "bce_jaccard": mean_of(oracle_distribution.bce, oracle_region.jaccard),
+    "hybrid": mean_of(oracle_distribution.bce, ssim, oracle_region.jaccard),
 }
 
 # Relative tolerance of the value in float32, then absolute: one minus a share has the rounding of one, and SSIM divides

@@ -17,10 +17,42 @@
 
 from jaxunet.losses import compound, distribution, region, structural
 from jaxunet.losses.compound import bce_dice_loss, bce_jaccard_loss, combine, hybrid_loss
-from jaxunet.losses.distribution import bce_loss
+from jaxunet.losses.distribution import (
+    asymmetric_focal_loss,
+    balanced_bce_loss,
+    bce_loss,
+    focal_loss,
+    label_smoothing_bce_loss,
+    nacl_loss,
+    normalized_focal_loss,
+    poly_bce_loss,
+    reduced_focal_loss,
+    topk_bce_loss,
+    weighted_bce_loss,
+)
 from jaxunet.losses.entry import CONTRACT, Loss
 from jaxunet.losses.reduction import Empty, Reduce, averaged
-from jaxunet.losses.region import dice_loss, jaccard_loss
+from jaxunet.losses.region import (
+    asymmetric_focal_tversky_loss,
+    asymmetric_similarity_loss,
+    dice_loss,
+    dice_metric_loss,
+    focal_tversky_loss,
+    generalized_dice_loss,
+    jaccard_loss,
+    jaccard_metric_loss,
+    log_cosh_dice_loss,
+    log_dice_loss,
+    log_jaccard_loss,
+    lovasz_hinge_loss,
+    lovasz_sigmoid_loss,
+    mcc_loss,
+    penalty_generalized_dice_loss,
+    sensitivity_specificity_loss,
+    squared_dice_loss,
+    tversky_loss,
+    wasserstein_dice_loss,
+)
 from jaxunet.losses.structural import ssim_loss
 
 LOSSES: dict[str, Loss] = {
@@ -37,13 +69,40 @@ __all__ = [
     "Empty",
     "Loss",
     "Reduce",
+    "asymmetric_focal_loss",
+    "asymmetric_focal_tversky_loss",
+    "asymmetric_similarity_loss",
     "averaged",
+    "balanced_bce_loss",
     "bce_dice_loss",
     "bce_jaccard_loss",
     "bce_loss",
     "combine",
     "dice_loss",
+    "dice_metric_loss",
+    "focal_loss",
+    "focal_tversky_loss",
+    "generalized_dice_loss",
     "hybrid_loss",
     "jaccard_loss",
+    "jaccard_metric_loss",
+    "label_smoothing_bce_loss",
+    "log_cosh_dice_loss",
+    "log_dice_loss",
+    "log_jaccard_loss",
+    "lovasz_hinge_loss",
+    "lovasz_sigmoid_loss",
+    "mcc_loss",
+    "nacl_loss",
+    "normalized_focal_loss",
+    "penalty_generalized_dice_loss",
+    "poly_bce_loss",
+    "reduced_focal_loss",
+    "sensitivity_specificity_loss",
+    "squared_dice_loss",
     "ssim_loss",
+    "topk_bce_loss",
+    "tversky_loss",
+    "wasserstein_dice_loss",
+    "weighted_bce_loss",
 ]

@@ -1,0 +1,132 @@
+"""The Lovász extension of the Jaccard loss: its tightest convex surrogate."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxunet.losses.entry import Loss
+from jaxunet.losses.reduction import Empty, Inputs, Reduce, prepare, ratio
+from jaxunet.losses.region.overlap import difference
+
+
+def lovasz_hinge_loss(
+    logits: Array,
+    masks: Array,
+    *,
+    weight: Array | None = None,
+    reduce: Reduce = "batch",
+    patient: Array | None = None,
+    empty: Empty = "perfect",
+) -> Array:
+    """Lovász extension of the Jaccard loss at the hinge errors `max(0, 1 - z (2g - 1))`.
+
+    Per image by nature: "batch" and "patient" are means over images. Equal errors count in the order of the pixels,
+    which changes the gradient between them and never the value. Arguments and errors: see `jaxunet.losses`.
+
+    Returns:
+      The loss, at least 0.
+
+    Source: Berman et al. 2018, arXiv 1705.08790, eq. 8 and algorithm 1.
+    """
+    x = prepare(logits, masks, weight, reduce, patient, empty)
+    return x.mean_of_images(_extension(x, jax.nn.relu(1 - x.logits * (2 * x.masks - 1))))
+
+
+def lovasz_sigmoid_loss(
+    logits: Array,
+    masks: Array,
+    *,
+    weight: Array | None = None,
+    reduce: Reduce = "batch",
+    patient: Array | None = None,
+    empty: Empty = "perfect",
+) -> Array:
+    """Lovász extension of the Jaccard loss at the errors `|g - p|`: Lovász-softmax for binary masks.
+
+    Per image by nature: "batch" and "patient" are means over images. Equal errors count in the order of the pixels,
+    which changes the gradient between them and never the value. Arguments and errors: see `jaxunet.losses`.
+
+    Returns:
+      The loss, in [0, 1].
+
+    Source: Berman et al. 2018, arXiv 1705.08790, eq. 11.
+    """
+    x = prepare(logits, masks, weight, reduce, patient, empty)
+    return x.mean_of_images(_extension(x, jnp.abs(difference(x))))
+
+
+def _extension(x: Inputs, errors: Array) -> Array:
+    """Sum of the errors of each image, `[B]`, each times what it adds to the Jaccard loss of the greater ones."""
+    masks = x.masks.reshape(len(errors), -1)
+    weight = jnp.broadcast_to(x.weight, errors.shape).reshape(masks.shape)
+    errors = errors.reshape(masks.shape)
+    order = _descending(lax.stop_gradient(errors))
+    rows = jnp.arange(len(order))[:, None]
+    steps = _jaccard_steps(masks[rows, order], weight[rows, order])
+    return jnp.sum(errors * jnp.zeros_like(steps).at[rows, order].set(steps, unique_indices=True), 1)
+
+
+def _jaccard_steps(masks: Array, weight: Array) -> Array:
+    """What each pixel adds to the Jaccard loss when the errors are made in this order, `[B, N]` of the same.
+
+    The loss after the first k errors is `W / U`: their weight over that of the union, `U = G + N`, where `G` is the
+    weight of all true pixels and `N` that of the false ones among the k. The difference of two of these loses four
+    digits in float32, so it is written out: `w (I + g W) / (U U')`, with the intersection `I = U - W`, before and
+    after.
+    """
+    true, false = weight * masks, weight * (1 - masks)
+    remaining = lax.cumsum(true, axis=1, reverse=True)
+    size = remaining[:, :1]
+    union = size + lax.cumsum(false, axis=1)
+    before = union - false
+    wrong = before - remaining
+    first = ratio(weight, union)  # of an image without tumour; 0 where the pixel has no weight
+    return jnp.where(before > 0, ratio(weight * (remaining + masks * wrong), before * union), first)
+
+
+def _descending(values: Array) -> Array:
+    """Indices that sort the rows of `values` `[B, N]`, none of them negative, from large to small; ties in order.
+
+    A radix sort: numbers that are not negative have the order of their bits, and as many of them as fit are sorted at
+    a time in one integer with the place they come from. XLA sorts plain integers several times faster than pairs.
+    """
+    width = 8 * values.dtype.itemsize
+    unsigned = jnp.dtype(f"uint{width}")
+    keys = ~lax.bitcast_convert_type(jnp.abs(values), unsigned)
+    place_bits = max((values.shape[1] - 1).bit_length(), 1)
+    digit_bits = width - place_bits
+    places = jnp.broadcast_to(jnp.arange(values.shape[1], dtype=unsigned), values.shape)
+    rows = jnp.arange(len(values))[:, None]
+    order = places
+    for start in range(0, width - 1, digit_bits):  # the sign bit is the same everywhere
+        digit = (keys[rows, order] >> start) << place_bits
+        packed = lax.sort(digit | places, dimension=1, is_stable=False)
+        order = order[rows, packed & (2**place_bits - 1)]
+    return order
+
+
+ENTRIES = {
+    "lovasz_hinge": Loss(
+        lovasz_hinge_loss,
+        "region",
+        "Lovász extension of the Jaccard loss at max(0, 1 - z (2g - 1)), mean over images",
+        "Berman et al. 2018, arXiv 1705.08790",
+        range=(0, math.inf),
+        on_empty="max(0, 1 + z) of the highest pixel, which alone is pushed down; no gradient where all z < -1",
+        monotone=True,
+        piecewise=True,
+        learns_from_empty=False,
+    ),
+    "lovasz_sigmoid": Loss(
+        lovasz_sigmoid_loss,
+        "region",
+        "Lovász extension of the Jaccard loss at |g - p|, mean over images",
+        "Berman et al. 2018, arXiv 1705.08790",
+        range=(0, 1),
+        on_empty="p of the highest pixel: 0 for the empty prediction; that pixel alone is pushed down",
+        monotone=True,
+        piecewise=True,
+    ),
+}
