@@ -8,7 +8,6 @@ from jaxunet.losses.distribution.cross_entropy import (
     label_smoothing_bce_loss,
     nacl_loss,
     poly_bce_loss,
-    surprisals,
     topk_bce_loss,
     weighted_bce_loss,
 )
@@ -33,7 +32,6 @@ __all__ = [
     "normalized_focal_loss",
     "poly_bce_loss",
     "reduced_focal_loss",
-    "surprisals",
     "topk_bce_loss",
     "weighted_bce_loss",
 ]

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxunet.losses.entry import Loss
+from jaxunet.losses.logistic import surprisals
 from jaxunet.losses.reduction import Empty, Inputs, Reduce, prepare, ratio
 
 
@@ -207,15 +208,6 @@ def nacl_loss(
     counts = jnp.broadcast_to(x.weight != 0, x.masks.shape).astype(x.masks.dtype)
     prior = ratio(_sum_of_neighbours(counts * x.masks), _sum_of_neighbours(counts))
     return x.mean(entropy(x) + penalty * jnp.abs(2 * prior - 1 - x.logits) / 2)
-
-
-def surprisals(logits: Array) -> tuple[Array, Array]:
-    """`-log p` and `-log(1 - p)`, from one logarithm.
-
-    `softplus(z) - z` would be as short and loses the digits of what is right and certain.
-    """
-    tail = jnp.log1p(jnp.exp(-jnp.abs(logits)))
-    return jnp.maximum(-logits, 0) + tail, jnp.maximum(logits, 0) + tail
 
 
 def entropy(x: Inputs) -> Array:

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxunet.losses.distribution.cross_entropy import surprisals
 from jaxunet.losses.entry import Loss
+from jaxunet.losses.logistic import surprisals
 from jaxunet.losses.reduction import Empty, Inputs, Reduce, prepare, ratio
 
 

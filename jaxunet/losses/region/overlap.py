@@ -1,11 +1,11 @@
 """The sums that overlaps are made of."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxunet.losses.logistic import probabilities
 from jaxunet.losses.reduction import Inputs
 
 
@@ -51,22 +51,6 @@ def difference(x: Inputs) -> Array:
     """`p - g` of each pixel, `[B, H, W, K]`."""
     probs, opposite = probabilities(x.logits)
     return probs * (1 - x.masks) - opposite * x.masks
-
-
-@jax.custom_jvp
-def probabilities(logits: Array) -> tuple[Array, Array]:
-    """`p` and `1 - p`, each with all its digits: in float32 one minus the sigmoid is 0 from a logit of 17."""
-    small = jnp.exp(-jnp.abs(logits))
-    greater, smaller = 1 / (1 + small), small / (1 + small)
-    positive = logits > 0
-    return jnp.where(positive, greater, smaller), jnp.where(positive, smaller, greater)
-
-
-@probabilities.defjvp
-def _probabilities_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    probs, opposite = probabilities(*primals)
-    slope = probs * opposite * tangents[0]
-    return (probs, opposite), (slope, -slope)
 
 
 def smooth_where_empty(true_pixels: Array, smooth: float | Array) -> Array:
