@@ -110,7 +110,7 @@ def evaluate_run(run: "Run", *, progress: bool = True) -> dict[str, Any]:
     from experiments import build, report
     from experiments.limits import check_devices
     from experiments.measure import Observations, measure
-    from experiments.processes import together
+    from experiments.processes import agree, together
     from experiments.rundir import claim, saved_split, write_atomically
     from jaxunet.step import compile_eval_step
 
@@ -126,6 +126,7 @@ def evaluate_run(run: "Run", *, progress: bool = True) -> dict[str, Any]:
         split = saved_split(run.directory, data)
         if first:
             claim(directory, run.directory, files)
+    agree({"eval": dataclasses.asdict(config.eval), "checkpoint": run.best, "data": data.fingerprint})
     rows = list(getattr(split, part))
     entries = [data.entries[i] for i in rows]
     measured = functools.partial(measure, threshold=config.eval.threshold)

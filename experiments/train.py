@@ -263,7 +263,8 @@ def train(config: "Config", console: "Console", batch_sizes: Sequence[str] = ("t
         split = saved_split(directory, data) if begun else build.data_split(config, data)
         steps_per_epoch(len(split.train), config.train.batch_size)
     parts = [split.train, split.val, split.test]
-    agree({"configuration": identity(config), "data": data.fingerprint, "split": parts, "run begun": begun})
+    told = {"configuration": identity(config), "train.epochs": config.train.epochs, "run_dir": str(directory)}
+    agree({**told, "data": data.fingerprint, "split": parts, "run begun": begun})
     with contextlib.ExitStack() as stack:
         with together("opening the run directory"):
             if first:
