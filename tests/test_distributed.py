@@ -42,6 +42,28 @@ if rank == 0:
     np.savez(sys.argv[1], losses=losses, devices=mesh.size, processes=count, **leaves)
 """
 
+MEASURE = """
+import dataclasses, sys, jax, numpy as np
+from experiments import processes
+from experiments.config import Config
+if len(sys.argv) > 2:
+    processes.start_processes(dataclasses.replace(Config(), distributed=True))
+from experiments.measure import measure
+from jaxunet.sharding import global_batch, make_mesh, replicated, split_rows
+
+rng = np.random.default_rng(0)
+batch = {"z": rng.normal(scale=4, size=(8, 16, 12, 1)).astype(np.float32),
+         "g": (rng.random((8, 16, 12, 1)) < 0.2).astype(np.uint8), "weight": (np.arange(8) < 7).astype(np.float32)}
+rank, count = jax.process_index(), jax.process_count()
+rows = slice(rank * 8 // count, (rank + 1) * 8 // count)
+mesh = make_mesh()
+step = jax.jit(lambda b: measure(b["z"], b["g"], weight=b["weight"]),
+               in_shardings=split_rows(mesh), out_shardings=replicated(mesh))
+found = jax.device_get(step(global_batch({k: v[rows] for k, v in batch.items()}, mesh)))
+if rank == 0:
+    parts = found.sums._asdict() | found.histogram._asdict() | {"prediction": found.prediction, "mask": found.mask}
+    np.savez(sys.argv[1], processes=count, **parts)
+"""
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -88,6 +110,21 @@ def test_two_processes_step_like_one(tmp_path):
     assert (one["devices"], one["processes"], two["devices"], two["processes"]) == (1, 1, 2, 2)
     for name in set(one.files) - {"devices", "processes"}:
         np.testing.assert_allclose(one[name], two[name], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_count_like_one(tmp_path):
+    """Each sees the counts, the histogram and the masks of the whole batch."""
+    env = environment(tmp_path)
+    subprocess.run([sys.executable, "-c", MEASURE, "one.npz"], cwd=tmp_path, env=env, check=True, timeout=500)
+    pair([sys.executable, "-c", MEASURE, "two.npz", "distributed"], env, tmp_path)
+    one, two = np.load(tmp_path / "one.npz"), np.load(tmp_path / "two.npz")
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert two["mask"].shape == (8, 16, 12, 1)
+    for name in set(one.files) - {"processes", "overlap", "predicted"}:
+        np.testing.assert_array_equal(one[name], two[name])
+    for name in ("overlap", "predicted"):
+        np.testing.assert_allclose(one[name], two[name], rtol=1e-6)
 
 
 @pytest.mark.slow
