@@ -95,7 +95,7 @@ def test_within_the_library_arrows_point_down():
         for path in (ROOT / "jaxunet").glob("*.py")
         if path.stem != "__init__"
     }
-    assert own["layers"] == own["sharding"] == own["checkpoint"] == set()
+    assert own["layers"] == own["sharding"] == own["checkpoint"] == own["distance"] == set()
     assert own["model"] == {"layers"}
     assert own["step"] <= {"metrics", "sharding"}
 
