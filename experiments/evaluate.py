@@ -5,6 +5,7 @@ figure over the pixels of a volume, and the documented mean over batches of 32 d
 prediction.
 """
 
+import dataclasses
 import functools
 import json
 import sys

@@ -3,7 +3,7 @@
 Importing this package initialises no device, parses no flag and changes no global state.
 """
 
-from jaxunet import checkpoint, distance, layers, losses, metrics, sharding, step
+from jaxunet import checkpoint, distance, layers, losses, metrics, sharding, step, surface
 from jaxunet.model import UNet
 from jaxunet.step import TrainState, abstract_state, eval_step, init_state, predict_step, train_step
 
@@ -23,5 +23,6 @@ __all__ = [
     "predict_step",
     "sharding",
     "step",
+    "surface",
     "train_step",
 ]

@@ -97,6 +97,7 @@ def test_within_the_library_arrows_point_down():
     }
     assert own["layers"] == own["sharding"] == own["checkpoint"] == own["distance"] == set()
     assert own["model"] == {"layers"}
+    assert own["surface"] == {"distance", "losses"}
     assert own["step"] <= {"metrics", "sharding"}
 
 

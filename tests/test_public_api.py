@@ -52,6 +52,7 @@ def test_the_public_names_are_these():
         "predict_step",
         "sharding",
         "step",
+        "surface",
         "train_step",
     ]
     assert all(hasattr(jaxunet, name) for name in jaxunet.__all__)
