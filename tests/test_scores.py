@@ -257,6 +257,8 @@ def test_scores_on_the_device_are_those_of_the_host_in_float32():
     rng = np.random.default_rng(1)
     columns = {name: rng.integers(0, 2**30, 50) >> rng.integers(0, 28, 50) for name in ("tp", "fp", "fn", "tn")}
     columns["tp"][:5] = columns["fn"][3:8] = columns["fp"][4:7] = 0
+    for values in columns.values():
+        values[-1] = 2**30  # each fits int32, their sum does not
     rows = of(**columns)
     device = jax.tree.map(lambda column: jnp.asarray(column.astype(np.int32)), rows)
     soft = {name: getattr(rows, name).astype(np.float32) for name in ("overlap", "predicted", "actual")}
