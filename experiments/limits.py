@@ -119,7 +119,7 @@ def _sizes(config: Config) -> Iterator[str]:
                 f"model.{key}={size} does not halve {layers} times (multiple of {factor}); nearest {nearest}"
                 + (", or a smaller model.num_layers" if size < factor else "")
             )
-        elif size < window and config.train.loss in ("ssim", "hybrid"):
+        elif size < window and config.train.loss in ("ssim", "ms_ssim", "hybrid", "unet3plus"):
             yield f"model.{key}={size}: train.loss={config.train.loss} compares windows of {window} pixels"
 
 

@@ -15,8 +15,33 @@
 `LOSSES` describes each by name.
 """
 
-from jaxunet.losses import compound, distribution, region, structural
-from jaxunet.losses.compound import bce_dice_loss, bce_jaccard_loss, combine, hybrid_loss
+from jaxunet.losses import boundary, compound, distribution, region, structural
+from jaxunet.losses.boundary import (
+    boundary_dou_loss,
+    boundary_loss,
+    distance_bce_loss,
+    distance_dice_loss,
+    hausdorff_dt_loss,
+    hausdorff_er_loss,
+    log_hausdorff_dt_loss,
+)
+from jaxunet.losses.compound import (
+    bce_dice_loss,
+    bce_jaccard_loss,
+    combine,
+    combo_loss,
+    dice_boundary_loss,
+    dice_cl_dice_loss,
+    dice_focal_loss,
+    dice_topk_loss,
+    exp_log_loss,
+    focal_jaccard_loss,
+    generalized_dice_focal_loss,
+    hybrid_loss,
+    jaccard_topk_loss,
+    unet3plus_loss,
+    unified_focal_loss,
+)
 from jaxunet.losses.distribution import (
     asymmetric_focal_loss,
     balanced_bce_loss,
@@ -53,12 +78,13 @@ from jaxunet.losses.region import (
     tversky_loss,
     wasserstein_dice_loss,
 )
-from jaxunet.losses.structural import ssim_loss
+from jaxunet.losses.structural import cl_dice_loss, ms_ssim_loss, ssim_loss
 
 LOSSES: dict[str, Loss] = {
     **distribution.ENTRIES,
     **region.ENTRIES,
     **structural.ENTRIES,
+    **boundary.ENTRIES,
     **compound.ENTRIES,
 }
 """Every loss by the name that `--train.loss` takes."""
@@ -77,22 +103,40 @@ __all__ = [
     "bce_dice_loss",
     "bce_jaccard_loss",
     "bce_loss",
+    "boundary_dou_loss",
+    "boundary_loss",
+    "cl_dice_loss",
     "combine",
+    "combo_loss",
+    "dice_boundary_loss",
+    "dice_cl_dice_loss",
+    "dice_focal_loss",
     "dice_loss",
     "dice_metric_loss",
+    "dice_topk_loss",
+    "distance_bce_loss",
+    "distance_dice_loss",
+    "exp_log_loss",
+    "focal_jaccard_loss",
     "focal_loss",
     "focal_tversky_loss",
+    "generalized_dice_focal_loss",
     "generalized_dice_loss",
+    "hausdorff_dt_loss",
+    "hausdorff_er_loss",
     "hybrid_loss",
     "jaccard_loss",
     "jaccard_metric_loss",
+    "jaccard_topk_loss",
     "label_smoothing_bce_loss",
     "log_cosh_dice_loss",
     "log_dice_loss",
+    "log_hausdorff_dt_loss",
     "log_jaccard_loss",
     "lovasz_hinge_loss",
     "lovasz_sigmoid_loss",
     "mcc_loss",
+    "ms_ssim_loss",
     "nacl_loss",
     "normalized_focal_loss",
     "penalty_generalized_dice_loss",
@@ -103,6 +147,8 @@ __all__ = [
     "ssim_loss",
     "topk_bce_loss",
     "tversky_loss",
+    "unet3plus_loss",
+    "unified_focal_loss",
     "wasserstein_dice_loss",
     "weighted_bce_loss",
 ]

@@ -1,11 +1,20 @@
 """Losses that compare local structure."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
 from jaxunet.losses.entry import Loss
-from jaxunet.losses.reduction import Empty, Reduce, prepare
+from jaxunet.losses.morphology import skeleton
+from jaxunet.losses.reduction import Empty, Reduce, prepare, ratio
+from jaxunet.losses.region.overlap import smooth_where_empty
+
+SCALE_POWERS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+"""How much each scale of MS-SSIM counts, from fine to coarse (Wang et al. 2003, section 3.2)."""
+
+_LEAST_SIMILARITY = 1e-3
 
 
 def ssim_loss(
@@ -42,18 +51,125 @@ def ssim_loss(
     Source: Wang et al. 2004, Image Quality Assessment: From Error Visibility to Structural Similarity, eq. 13.
     """
     x = prepare(logits, masks, weight, reduce, patient, empty)
-    height, width = x.logits.shape[1:3]
-    if min(height, width) < window:
-        raise ValueError(f"SSIM needs images of at least {window}x{window} pixels, got {height}x{width}")
-    similarity = _ssim_map(x.probs, x.masks, window, sigma, k1**2, k2**2)
+    _check_size(x.logits.shape, window)
+    luminance, contrast = _similarity_maps(x.probs, x.masks, window, sigma, k1**2, k2**2)
+    similarity = luminance * contrast
     per_window = jnp.broadcast_to(_window_weight(x.weight, window), similarity.shape)
     total = jnp.sum(per_window, (1, 2, 3))
     per_image = 1 - jnp.sum(per_window * similarity, (1, 2, 3)) / jnp.where(total > 0, total, 1)
     return x.mean_of_images(per_image, total / per_window[0].size)
 
 
-def _ssim_map(x: Array, y: Array, window: int, sigma: float, c1: float, c2: float) -> Array:
-    """Similarity of each window, `[B, H - window + 1, W - window + 1, K]`.
+def ms_ssim_loss(
+    logits: Array,
+    masks: Array,
+    *,
+    weight: Array | None = None,
+    reduce: Reduce = "batch",
+    patient: Array | None = None,
+    empty: Empty = "perfect",
+    powers: Sequence[float] = SCALE_POWERS,
+    window: int = 11,
+    sigma: float = 1.5,
+    k1: float = 0.01,
+    k2: float = 0.03,
+) -> Array:
+    """One minus the multi-scale structural similarity, `1 - SSIM_M^w_M product(CS_j^w_j, j < M)`.
+
+    Each scale halves the last by 2x2 means (an odd last row or column is left out). `CS` is the mean of SSIM's contrast
+    and structure terms; the coarsest scale has the whole of SSIM. Scales smaller than the window are dropped, and the
+    powers of the others divided by their sum: five need 176 pixels, and below 22 SSIM alone is left.
+
+    A similarity `s` below 0.001, which may be negative and has no power then, is continued by `0.001^2 / (0.002 - s)`:
+    positive, and smooth enough to learn from, where others take zero, which has no gradient.
+
+    A pixel of weight zero takes every window that contains it out, at every scale, as in `ssim_loss`. MS-SSIM is per
+    image and channel by nature; "batch" and "patient" are means. Other arguments and errors: see `jaxunet.losses`.
+
+    Options:
+      powers: how much each scale counts, from fine to coarse; they also say how many there are at most.
+      window: side of the Gaussian window in pixels; H and W are at least this.
+      sigma: standard deviation of the window in pixels.
+      k1: stabilises the luminance term.
+      k2: stabilises the contrast term.
+
+    Returns:
+      The loss, in [0, 1].
+
+    Raises:
+      ValueError: the image is smaller than the window.
+
+    Source: Wang et al. 2003, Multi-Scale Structural Similarity for Image Quality Assessment (Asilomar), eq. 7.
+    """
+    x = prepare(logits, masks, weight, reduce, patient, empty)
+    _check_size(x.logits.shape, window)
+    size = min(x.logits.shape[1:3])
+    fitting = [power for scale, power in enumerate(powers) if size >> scale >= window]
+    probs, masks, pixel_weight = x.probs, x.masks, x.weight
+    image_weight = jnp.mean(_window_weight(pixel_weight, window), (1, 2, 3))
+    product = jnp.ones(())
+    for scale, power in enumerate(fitting):
+        if scale > 0:
+            probs, masks = jnp.mean(_blocks(probs), (2, 4)), jnp.mean(_blocks(masks), (2, 4))
+            if pixel_weight.shape[1:] != (1, 1, 1):
+                pixel_weight = jnp.min(_blocks(pixel_weight), (2, 4))
+        luminance, contrast = _similarity_maps(probs, masks, window, sigma, k1**2, k2**2)
+        maps = luminance * contrast if scale == len(fitting) - 1 else contrast
+        per_window = jnp.broadcast_to(_window_weight(pixel_weight, window), maps.shape)
+        total = jnp.sum(per_window, (1, 2))
+        similarity = jnp.where(total > 0, ratio(jnp.sum(per_window * maps, (1, 2)), total), 1)
+        product = product * _positive(similarity) ** (power / sum(fitting))
+    return x.mean_of_images(1 - jnp.mean(product, -1), image_weight)
+
+
+def cl_dice_loss(
+    logits: Array,
+    masks: Array,
+    *,
+    weight: Array | None = None,
+    reduce: Reduce = "batch",
+    patient: Array | None = None,
+    empty: Empty = "perfect",
+    iterations: int = 3,
+    smooth: float | Array = 1.0,
+) -> Array:
+    """Soft centreline Dice, `1 - 2 T_p T_s / (T_p + T_s)`: whether each skeleton lies within the other region.
+
+    `T_p = (sum(S(p) g) + s) / (sum(S(p)) + s)` is the precision of the prediction's skeleton, `T_s` with the two
+    exchanged the sensitivity; `S` is the soft skeleton (`jaxunet.losses.morphology.skeleton`). Made for thin and
+    branching structures. Regions wider than twice `iterations` have no skeleton in their middle, and a flat prediction
+    has none at all: it is meant beside a loss of regions, as in `dice_cl_dice_loss`.
+
+    Pixels without weight count as background for their neighbours. Where equal pixels compete for an erosion, the
+    gradient goes to one of them (see `jaxunet.losses.morphology`). Other arguments and errors: see `jaxunet.losses`.
+
+    Options:
+      iterations: erosions of the skeleton, at least 0; about half the width of the widest structure.
+      smooth: `s`, added above and below; at least 1 where the masks of a group have no skeleton.
+
+    Returns:
+      The loss, in [0, 1].
+
+    Source: Shit et al. 2021, arXiv 2003.07311, eq. 1 and algorithm 2.
+    """
+    x = prepare(logits, masks, weight, reduce, patient, empty)
+    probs = jnp.where(x.weight != 0, x.probs, 0)
+    predicted, true = skeleton(probs, iterations=iterations), skeleton(x.masks, iterations=iterations)
+    length = x.total(x.weight * true)
+    smoothing = smooth_where_empty(length, smooth)
+    precision = ratio(x.total(x.weight * predicted * x.masks) + smoothing, x.total(x.weight * predicted) + smoothing)
+    sensitivity = (x.total(x.weight * true * probs) + smoothing) / (length + smoothing)
+    return 1 - ratio(2 * precision * sensitivity, precision + sensitivity)
+
+
+def _check_size(shape: tuple[int, ...], window: int) -> None:
+    height, width = shape[1:3]
+    if min(height, width) < window:
+        raise ValueError(f"SSIM needs images of at least {window}x{window} pixels, got {height}x{width}")
+
+
+def _similarity_maps(x: Array, y: Array, window: int, sigma: float, c1: float, c2: float) -> tuple[Array, Array]:
+    """Luminance, and contrast times structure, of each window: both `[B, H - window + 1, W - window + 1, K]`.
 
     Products are written by the difference, `2xy = x^2 + y^2 - (x - y)^2`: each factor is then one minus a share that
     vanishes where prediction and mask agree. The plain form loses four digits of it in float32.
@@ -65,7 +181,21 @@ def _ssim_map(x: Array, y: Array, window: int, sigma: float, c1: float, c2: floa
     gap, squares = (mean_x - mean_y) ** 2, mean_x**2 + mean_y**2
     luminance = 1 - gap / (squares + c1)
     contrast = 1 - (mean_difference_squares - gap) / (mean_squares - squares + c2)
-    return luminance * contrast
+    return luminance, contrast
+
+
+def _positive(similarity: Array) -> Array:
+    """Continues what is below the least similarity by a positive function, with the same value and slope there."""
+    small = similarity < _LEAST_SIMILARITY
+    bounded = jnp.where(small, similarity, 0)
+    return jnp.where(small, _LEAST_SIMILARITY**2 / (2 * _LEAST_SIMILARITY - bounded), similarity)
+
+
+def _blocks(images: Array) -> Array:
+    """Blocks of 2x2 pixels, `[B, H // 2, 2, W // 2, 2, K]`; an odd last row or column is left out."""
+    b, h, w, k = images.shape
+    even = images[:, : h // 2 * 2, : w // 2 * 2]
+    return even.reshape(b, h // 2, 2, w // 2, 2, k)
 
 
 def _blur(maps: Array, window: int, sigma: float) -> Array:
@@ -108,5 +238,27 @@ ENTRIES = {
         on_empty="0 for the empty prediction; every pixel is pushed down",
         symmetric=True,
         positional=True,
+    ),
+    "ms_ssim": Loss(
+        ms_ssim_loss,
+        "structural",
+        "1 - SSIM_M^w_M product(CS_j^w_j, j < M), the scales of at least 11 pixels among 5",
+        "Wang et al. 2003, Multi-Scale Structural Similarity, eq. 7",
+        range=(0, 1),
+        on_empty="0 for the empty prediction; every pixel is pushed down",
+        symmetric=True,
+        positional=True,
+    ),
+    "cl_dice": Loss(
+        cl_dice_loss,
+        "structural",
+        "1 - 2 T_p T_s / (T_p + T_s), T_p = (sum(S(p) g) + 1) / (sum(S(p)) + 1), T_s the same of S(g) p; S: skeleton",
+        "Shit et al. 2021, arXiv 2003.07311",
+        range=(0, 1),
+        on_empty="0 for every prediction without a skeleton: no gradient where it is flat or its regions are wide",
+        symmetric=True,
+        positional=True,
+        piecewise=True,
+        learns_from_empty=False,
     ),
 }
