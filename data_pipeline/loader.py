@@ -1,8 +1,8 @@
 """Batches from a prepared dataset: position is a pure function of (seed, step), whatever threads and processes."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -22,6 +22,18 @@ class Slices(Protocol):
     def __getitem__(self, index: int, /) -> dict[str, Any]:
         """Returns image `uint8[H, W, C]`, mask `uint8[H, W, K]`, patient and slice; safe to call from threads."""
         ...
+
+
+@runtime_checkable
+class Gatherer(Protocol):
+    """What can give many slices at once; `data_pipeline.cache` has two."""
+
+    def gather(self, indices: np.ndarray, /) -> Batch:
+        """Returns arrays with a row an index, `"patient"` and `"slice"` among them; safe to call from threads."""
+        ...
+
+
+Data = Slices | Gatherer
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
@@ -49,7 +61,7 @@ def epoch_order(count: int, *, seed: int, epoch: int) -> np.ndarray:
 
 
 def train_batches(
-    data: Slices,
+    data: Data,
     indices: Sequence[int],
     *,
     batch_size: int,
@@ -65,7 +77,7 @@ def train_batches(
     that goes on at `start_step`, with any number of threads and processes, sees what an uninterrupted one sees.
 
     Args:
-      data: where slices are read.
+      data: where slices are read, or gathered; a gatherer's arrays take the place of those named below.
       indices: the slices to train on.
       batch_size: slices in a global batch, over all processes.
       seed: of the shuffling, not negative.
@@ -95,13 +107,13 @@ def train_batches(
     def make(step: int) -> Batch:
         epoch, position = divmod(step, steps)
         places = order(epoch)[position * batch_size : (position + 1) * batch_size][rows]
-        return _gather(data, chosen[places], np.ones(len(places), np.float32), f"training step {step + 1}")
+        return _batch(data, chosen[places], np.ones(len(places), np.float32), f"training step {step + 1}")
 
     return _stream(make, range(start_step, _STEPS), threads)
 
 
 def eval_batches(
-    data: Slices,
+    data: Data,
     indices: Sequence[int],
     *,
     batch_size: int,
@@ -115,7 +127,7 @@ def eval_batches(
     same number of batches; it may be given padding only.
 
     Args:
-      data: where slices are read.
+      data: as in `train_batches`.
       indices: the slices to evaluate; none gives no batch.
       batch_size: slices in a global batch, over all processes.
       threads: reading threads; 0 reads in the caller's thread.
@@ -138,7 +150,7 @@ def eval_batches(
     def make(step: int) -> Batch:
         wanted = step * batch_size + places
         weight = (wanted < len(chosen)).astype(np.float32)
-        return _gather(data, chosen[np.minimum(wanted, len(chosen) - 1)], weight, f"batch {step + 1} of the evaluation")
+        return _batch(data, chosen[np.minimum(wanted, len(chosen) - 1)], weight, f"batch {step + 1} of the evaluation")
 
     return _stream(make, range(-(-len(chosen) // batch_size)), threads)
 
@@ -152,24 +164,36 @@ def _rows(batch_size: int, process_index: int, process_count: int) -> slice:
     return slice(process_index * local, (process_index + 1) * local)
 
 
-def _gather(data: Slices, indices: np.ndarray, weight: np.ndarray, where: str) -> Batch:
-    read: dict[int, dict[str, Any]] = {}
-    for index in indices.tolist():
-        if index in read:  # padding repeats a slice
-            continue
-        try:
-            read[index] = data[index]
-        except Exception as error:
-            if isinstance(error, DataError):
-                raise DataError(f"{where}: {error}") from error
-            entries = getattr(data, "entries", None)
-            name = entries[index].name if entries else index
-            raise DataError(f"{where}: slice {name}: {type(error).__name__}: {error}") from error
-    slices = [read[index] for index in indices.tolist()]
+def read_slice(data: Slices, index: int) -> dict[str, Any]:
+    """Returns `data[index]`; whatever goes wrong is raised as a `DataError` with the slice's name."""
+    try:
+        return data[index]
+    except DataError:
+        raise
+    except Exception as error:
+        entries = getattr(data, "entries", None)
+        name = entries[index].name if entries else index
+        raise DataError(f"slice {name}: {type(error).__name__}: {error}") from error
+
+
+def _batch(data: Data, indices: np.ndarray, weight: np.ndarray, where: str) -> Batch:
+    try:
+        arrays = data.gather(indices) if isinstance(data, Gatherer) else _read(data, indices)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+    return {**arrays, "weight": weight}
+
+
+def _read(data: Slices, indices: np.ndarray) -> Batch:
+    read = {index: read_slice(data, index) for index in dict.fromkeys(indices.tolist())}  # padding repeats a slice
+    return stack([read[index] for index in indices.tolist()])
+
+
+def stack(slices: Sequence[Mapping[str, Any]]) -> Batch:
+    """Returns what `Slices` gives, one after the other, as a batch without weights."""
     return {
         "image": np.stack([one["image"] for one in slices]),
         "mask": np.stack([one["mask"] for one in slices]),
-        "weight": weight,
         "patient": np.array([one["patient"] for one in slices], np.int32),
         "slice": np.array([one["slice"] for one in slices], np.int32),
     }

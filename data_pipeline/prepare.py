@@ -86,10 +86,10 @@ class Prepared:
         if not 0 <= index < len(self.entries):
             raise IndexError(f"slice {index} of {len(self.entries)}")
         try:
-            fields = parse_example(self._records[index])
+            image, mask = self.decode(self.record(index))
             return {
-                "image": np.frombuffer(fields["image"], np.uint8).reshape(self.shape),
-                "mask": np.frombuffer(fields["mask"], np.uint8).reshape(self.mask_shape),
+                "image": image,
+                "mask": mask,
                 "patient": self._patient_of[index],
                 "slice": np.int32(self.entries[index].slice),
             }
@@ -98,6 +98,16 @@ class Prepared:
                 f"slice {self.entries[index].name}: cannot read record {index} of {self.path}: {_line(error)}; "
                 "remove that folder and prepare the data again"
             ) from error
+
+    def record(self, index: int) -> bytes:
+        """Returns one slice as it is stored."""
+        return self._records[index]
+
+    def decode(self, record: bytes) -> tuple[np.ndarray, np.ndarray]:
+        """Returns image and mask of a record, as views of its bytes; raises ValueError or KeyError."""
+        fields = parse_example(record)
+        image, mask = (np.frombuffer(fields[name], np.uint8) for name in ("image", "mask"))
+        return image.reshape(self.shape), mask.reshape(self.mask_shape)
 
 
 def default_cache_dir() -> Path:

@@ -35,6 +35,7 @@ def model(config: Config) -> UNet:
         num_classes=m.num_classes,
         dropout_rate=m.dropout_rate,
         dtype=jnp.dtype(m.dtype),
+        remat=m.remat,
     )
 
 
@@ -43,13 +44,30 @@ def image_shape(config: Config) -> tuple[int, int, int]:
     return config.model.image_height, config.model.image_width, config.model.image_channels
 
 
-def optimizer(config: Config) -> optax.GradientTransformation:
+BASE_BATCH = 4
+"""The documented batch, which the documented learning rate belongs to."""
+
+
+def learning_rate(config: Config, steps_per_epoch: int) -> optax.ScalarOrSchedule:
+    """The step size: a number, or with a warm-up a function of the step.
+
+    Larger batches have less noise and bear larger steps: in proportion for plain gradient descent (Goyal et al. 2017,
+    arXiv 1706.02677, who also warm up), with the square root for Adam (Malladi et al. 2022, arXiv 2205.10287).
+    """
+    t = config.train
+    growth = {"constant": 1.0, "linear": t.batch_size / BASE_BATCH, "sqrt": (t.batch_size / BASE_BATCH) ** 0.5}
+    full = t.learning_rate * growth[t.lr_rule]
+    steps = round(t.warmup_epochs * steps_per_epoch)
+    return optax.linear_schedule(full / steps, full, steps - 1) if steps > 1 else full
+
+
+def optimizer(config: Config, steps_per_epoch: int) -> optax.GradientTransformation:
     """Adam with the documented constants.
 
     Keras adds its epsilon after another form of the bias correction, so the first steps differ by less than 1e-6 of the
     parameters' scale.
     """
-    return optax.adam(config.train.learning_rate, b1=0.9, b2=0.999, eps=1e-7)
+    return optax.adam(learning_rate(config, steps_per_epoch), b1=0.9, b2=0.999, eps=1e-7)
 
 
 def loss(config: Config) -> Callable[..., jax.Array]:
@@ -192,7 +210,7 @@ def load_run(run_dir: str | Path, config: Config | None = None) -> Run:
     config = config or read_run(directory)
     manifest = read_manifest(directory)
     network, mesh = model(config), make_mesh()
-    abstract = abstract_state(network, optimizer(config), image_shape=image_shape(config)).params
+    abstract = abstract_state(network, optax.identity(), image_shape=image_shape(config)).params
     with Checkpoints(directory / "checkpoints" / "best", keep=None) as best:
         params, record = best.restore(abstract_like(abstract, replicated(mesh)))
     return Run(directory, config, network, params, mesh, manifest, record)

@@ -21,7 +21,8 @@ DEFAULT_PRESET = "dice"
 _TRAINERS = ("train", "workflow")  # the programs that begin a run
 _OPTIONS = "train.loss_options"
 # What a program that uses a finished run may be told anew.
-_FREE = {*cfg.INPUT_PATHS, "config", "run_dir", "distributed", "data.cache_dir", "data.threads"}
+_FREE = {*cfg.INPUT_PATHS, "config", "run_dir", "distributed", "compile_cache"}
+_FREE |= {"data.cache_dir", "data.cache", "data.threads"}
 _FREE |= {key for key in cfg.kinds() if key.startswith(("eval.", "infer."))}
 _FREE |= {"train.eval_dir", "model.show_summary"}
 _KEPT_PATHS = (*cfg.INPUT_PATHS, "data.cache_dir", "train.eval_dir")

@@ -120,6 +120,8 @@ class ModelConfig:
     """Dropout of level i is i times this rate, so num_layers times it must stay below 1."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of the computation; parameters, optimizer and loss are float32 always."""
+    remat: bool = False
+    """Compute each level again in the backward pass in place of keeping it: less memory, more time, same values."""
     show_summary: bool = False
     """Print the layer table before training."""
 
@@ -152,6 +154,9 @@ class DataConfig:
     """Grey masks: tumour is every value above this one (0..254). None: a grey mask is an error."""
     cache_dir: str | None = None
     """Where the prepared slices are kept. None: $XDG_CACHE_HOME/jaxunet."""
+    cache: Literal["none", "memory", "device"] = "none"
+    """Where decoded slices are kept while training: nowhere (each is read in every epoch), in the memory of the host,
+    or in that of every device, where a step picks them by index. The order and the values are the same."""
     threads: int = 2
     """Threads that read and decode slices."""
     phantom_patients: int = 48
@@ -169,10 +174,19 @@ class TrainConfig:
     """Keyword options of the loss, by name."""
     learning_rate: float = 1e-3
     """Step size of Adam."""
+    lr_rule: Literal["constant", "linear", "sqrt"] = "constant"
+    """How the step size grows with the batch: not at all, with batch_size / 4, or with the root of that."""
+    warmup_epochs: float = 0.0
+    """Epochs over which the step size rises from nothing to its full value."""
     epochs: int = 100
     """Most passes over the training slices; early stopping may end before. A longer run continues a shorter one."""
     batch_size: int = 4
     """Slices a step, over all devices together; a multiple of their number."""
+    accumulate: int = 1
+    """Parts a batch is computed in, one after the other, so that it needs the memory of one part. The loss is the mean
+    over the parts: that of the whole batch for bce, another one for losses of whole batches such as dice or jaccard."""
+    shard_optimizer: bool = False
+    """Divide Adam's moments among the devices instead of keeping a copy on each."""
     patience: int = 10
     """Epochs without a lower validation loss after which training stops."""
     seed: int = 0
@@ -236,6 +250,8 @@ class Config:
     """The run directory. None: runs/<config>-<hash of the configuration>."""
     distributed: bool = False
     """Join the processes of all hosts before anything else."""
+    compile_cache: str | None = None
+    """Where compiled programs are kept for the next start. None: xla in data.cache_dir; off: nowhere."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
@@ -263,13 +279,14 @@ PRESETS: Mapping[str, Config] = {
 INPUT_PATHS = ("data.root", "data.train_images", "data.train_masks", "data.test_images", "data.test_masks")
 PATHS = (
     *INPUT_PATHS,
-    *("run_dir", "data.cache_dir", "train.eval_dir"),
+    *("run_dir", "data.cache_dir", "train.eval_dir", "compile_cache"),
     *("infer.images", "infer.masks", "infer.output_dir", "infer.merged_dir"),
 )
-# What does not decide the trained weights: where things lie, how long to go on, what is done with the weights later.
+# What does not decide the trained weights: where things lie or are computed (more devices, a divided optimizer and
+# levels computed twice change the order of sums at most), how long to go on, what is done with the weights later.
 # The data itself is compared by its fingerprint in the manifest, wherever it lies.
 _NOT_IDENTITY = {*PATHS, "config", "distributed", "model.show_summary", "data.threads", "train.epochs"}
-_NOT_IDENTITY |= {"train.save_minutes"}
+_NOT_IDENTITY |= {"train.save_minutes", "data.cache", "train.shard_optimizer", "model.remat"}
 
 
 @functools.cache

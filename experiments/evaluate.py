@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,10 +19,9 @@ from experiments.figures import Evaluation, lesion_figures, patient_table, proba
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from jax.sharding import Mesh
-
     from data_pipeline.prepare import Prepared
     from experiments.build import Run
+    from experiments.feed import Feed
     from jaxunet.metrics import PixelSums
 
 MAIN = ("dice", "jaccard", "sensitivity", "specificity", "precision", "accuracy", "mcc", "volume_error")
@@ -41,9 +40,8 @@ def first_rows(sums: "PixelSums", rows: int) -> "PixelSums":
 def evaluate_batches(
     eval_step: Callable[..., Any],
     params: Any,
-    batches: Iterable[Mapping[str, np.ndarray]],
+    feed: "Feed",
     *,
-    mesh: "Mesh",
     count: int,
     batch_size: int,
     take: Callable[[Any, int], "PixelSums"] = first_rows,
@@ -54,8 +52,7 @@ def evaluate_batches(
     Args:
       eval_step: of `jaxunet.step.compile_eval_step`.
       params: the network's parameters.
-      batches: this process's rows, of `data_pipeline.loader.eval_batches`.
-      mesh: the devices.
+      feed: of this process's rows, of `data_pipeline.loader.eval_batches`.
       count: number of slices, without padding.
       batch_size: rows of a global batch.
       take: gets what `eval_step` measured of each batch and how many of its rows are no padding; returns their sums.
@@ -67,21 +64,28 @@ def evaluate_batches(
     import jax
 
     from jaxunet.metrics import PixelSums
-    from jaxunet.sharding import global_batch
 
-    losses, parts, rows = [], [], []
-    for start, batch in zip(range(0, count, batch_size), batches, strict=True):
-        rows.append(min(batch_size, count - start))
-        loss, measured = jax.device_get(eval_step(params, global_batch(_arrays(batch), mesh), rows=rows[-1]))
+    losses: list[float] = []
+    parts: list[PixelSums] = []
+    rows: list[int] = []
+
+    def collect(result: Any) -> None:
+        loss, measured = jax.device_get(result)
+        parts.append(take(measured, rows[len(losses)]))
         losses.append(float(loss))
-        parts.append(take(measured, rows[-1]))
         advance()
+
+    running = None
+    for start, (_, inputs) in zip(range(0, count, batch_size), feed, strict=True):
+        rows.append(min(batch_size, count - start))
+        result = eval_step(params, inputs, rows=rows[-1])
+        feed.ahead(result[0])
+        if running is not None:  # fetched while the next one is computed
+            collect(running)
+        running = result
+    collect(running)
     sums = PixelSums(*(np.concatenate(values) for values in zip(*parts, strict=True)))
     return Evaluation(float(np.average(losses, weights=rows)), sums, batch_size)
-
-
-def _arrays(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: batch[name] for name in ("image", "mask", "weight", "patient")}
 
 
 def evaluate_run(run: "Run", *, progress: bool = True) -> dict[str, Any]:
@@ -109,6 +113,7 @@ def evaluate_run(run: "Run", *, progress: bool = True) -> dict[str, Any]:
     from data_pipeline.check import threshold_baseline
     from data_pipeline.loader import eval_batches
     from experiments import build, report
+    from experiments.feed import Feed, Kept
     from experiments.limits import check_devices
     from experiments.measure import Observations, measure
     from experiments.processes import agree, together
@@ -136,11 +141,18 @@ def evaluate_run(run: "Run", *, progress: bool = True) -> dict[str, Any]:
     whole_volumes = split.whole_volumes and part == "test"
     seen = Observations(entries, volumes=whole_volumes, iou=config.eval.lesion_iou)
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    batches = eval_batches(data, rows, batch_size=size, threads=config.data.threads, **processes)
+    kept = Kept(data, rows, cache="none", threads=config.data.threads, mesh=run.mesh)  # each slice is read once
+    batches = eval_batches(kept.source, rows, batch_size=size, threads=config.data.threads, **processes)
     console = None if progress and first else Console(quiet=True)
     with report.progress(f"evaluating {part}", -(-len(rows) // size), to=console) as advance:
         evaluation = evaluate_batches(
-            step, run.params, batches, mesh=run.mesh, count=len(rows), batch_size=size, take=seen.take, advance=advance
+            step,
+            run.params,
+            Feed(batches, kept.put),
+            count=len(rows),
+            batch_size=size,
+            take=seen.take,
+            advance=advance,
         )
     assert seen.histogram is not None  # a part without slices is refused where it is made
     threshold, baseline = threshold_baseline(data, list(split.train), rows)

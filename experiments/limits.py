@@ -18,6 +18,7 @@ _AT_LEAST = {
     "data.phantom_patients": 3,  # one each for training, validation and test
     "train.epochs": 1,
     "train.batch_size": 1,
+    "train.accumulate": 1,
     "train.patience": 1,
     "train.seed": 0,
     "eval.batch_size": 1,
@@ -26,7 +27,7 @@ _AT_LEAST = {
 _LARGEST = 2**31 - 1  # int32: what arrays and seeds are counted in
 _DEEPEST = 16  # 2^16 pixels is wider than any slice
 _SSIM_WINDOW = 11  # pixels, without padding, where train.loss_options name no other
-_OUTPUT_PATHS = ("run_dir", "data.cache_dir", "train.eval_dir", "infer.output_dir", "infer.merged_dir")
+_OUTPUT_PATHS = ("run_dir", "data.cache_dir", "compile_cache", "train.eval_dir", "infer.output_dir", "infer.merged_dir")
 _PAIRS = (("data.train_images", "data.train_masks"), ("data.test_images", "data.test_masks"))
 
 
@@ -60,7 +61,8 @@ def check_devices(config: Config, device_count: int, keys: Sequence[str]) -> Non
       keys: the batch sizes the program uses.
 
     Raises:
-      ConfigError: `train.batch_size=6 does not divide among 4 devices; use 4 or 8`.
+      ConfigError: `train.batch_size=6 does not divide among 4 devices; use 4 or 8`. With `train.accumulate=2` each of
+        the two parts must divide.
     """
     cfg.raise_problems(list(_devices(config, device_count, keys)))
 
@@ -68,11 +70,13 @@ def check_devices(config: Config, device_count: int, keys: Sequence[str]) -> Non
 def _devices(config: Config, device_count: int, keys: Sequence[str]) -> Iterator[str]:
     values = cfg.flatten(config)
     for key in keys:
-        size = values[key]
-        if size >= 1 and size % device_count:
-            lower = size // device_count * device_count
-            choice = f"{lower} or {lower + device_count}" if lower else str(device_count)
-            yield f"{key}={size} does not divide among {device_count} devices; use {choice}"
+        size, parts = values[key], config.train.accumulate if key == "train.batch_size" else 1
+        unit = device_count * parts
+        if size >= 1 and size % unit:
+            lower = size // unit * unit
+            choice = f"{lower} or {lower + unit}" if lower else str(unit)
+            into = f"into train.accumulate={parts} parts " if parts > 1 else ""
+            yield f"{key}={size} does not divide {into}among {device_count} devices; use {choice}"
 
 
 def _numbers(config: Config) -> Iterator[str]:
@@ -88,6 +92,8 @@ def _numbers(config: Config) -> Iterator[str]:
     for key in ("train.learning_rate", "train.save_minutes"):
         if not 0 < values[key] < math.inf:
             yield f"{key}={values[key]}: must be a finite number above 0"
+    if not 0 <= train.warmup_epochs < math.inf:
+        yield f"train.warmup_epochs={train.warmup_epochs}: must be a finite number of epochs, at least 0"
     if not 0 <= config.infer.blur < math.inf:
         yield f"infer.blur={config.infer.blur}: must be a finite number of pixels, at least 0"
     if config.data.mask_threshold is not None and not 0 <= config.data.mask_threshold <= 254:

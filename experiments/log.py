@@ -80,6 +80,10 @@ class RunLog:
                     self._events.add_scalar(f"epoch/{name}", newest[name], newest["step"])
         self.tables(history)
 
+    def time(self, row: Row) -> None:
+        """Appends a row of a machine's times: what a run on another machine, or a resumed one, does not repeat."""
+        self._append(row)
+
     def tables(self, history: Sequence[Row]) -> None:
         """Writes the CSV files and the curves."""
         if self.silent:
@@ -144,11 +148,14 @@ class Meter:
       total: steps of the whole run.
       done: steps finished before.
       images: images a step.
+      hint: what to say where the run will take more than half an hour.
       seconds_a_line: pause between two lines where there is no terminal.
     """
 
-    def __init__(self, console: Console, *, total: int, done: int, images: int, seconds_a_line: float = 60.0) -> None:
-        self.console, self.total, self.images = console, total, images
+    def __init__(
+        self, console: Console, *, total: int, done: int, images: int, hint: str = "", seconds_a_line: float = 60.0
+    ) -> None:
+        self.console, self.total, self.images, self.hint = console, total, images, hint
         self.seconds_a_line = seconds_a_line
         self._first = self._last_line = time.monotonic()
         self._done_before = done
@@ -172,6 +179,11 @@ class Meter:
         seconds = (now - self._first) / steps if steps > 0 else math.nan
         speed = f"{seconds:.3g} s a step, {self.images / seconds:.3g} images/s" if steps > 0 and seconds > 0 else ""
         self._bar.update(self._task, completed=step, description=f"{text}  {speed}")
+        if steps == 3 and self.hint and seconds * (self.total - step) > 1800:
+            hours = seconds * self.total / 3600
+            self.console.print(
+                f"[bold]all epochs take about {hours:.1f} hours at {seconds:.2g} s a step[/bold]; {self.hint}"
+            )
         if not self.console.is_terminal and now - self._last_line >= self.seconds_a_line:
             self._last_line = now
             left = f", {_duration(seconds * (self.total - step))} left at most" if steps > 0 else ""

@@ -13,15 +13,17 @@ from typing import Any
 
 import numpy as np
 
+from experiments.compilation import keep_programs
 from experiments.config import Config, ConfigError
 
 
 def start_processes(config: Config) -> None:
-    """Joins the other processes of a distributed run, before any device is touched.
+    """Turns the compilation cache on and joins the other processes of a distributed run, before any device is touched.
 
     On Slurm, Kubernetes and TPU pods JAX finds the coordinator itself; elsewhere `JAX_COORDINATOR_ADDRESS`
     (host:port), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` name it.
     """
+    keep_programs(config)
     if not config.distributed:
         return
     import jax

@@ -5,8 +5,6 @@ import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 
 class Preempted(Exception):  # noqa: N818  it is no error: the run was saved and can go on
     """A signal stopped the run; everything up to the last finished step is saved."""
@@ -47,6 +45,7 @@ def anywhere(flags: Sequence[bool], step: int) -> list[bool]:
         return list(flags)
     if step % 10:
         return [False] * len(flags)
+    import numpy as np
     from jax.experimental import multihost_utils
 
     everyone = multihost_utils.process_allgather(np.array(flags))

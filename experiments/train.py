@@ -4,7 +4,7 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,12 +17,16 @@ from experiments.trainer import Pending, Trainer, arrays
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from experiments.clock import Clock
     from experiments.config import Config
     from experiments.log import RunLog
     from jaxunet.step import TrainState
 
 EMPTY_EPOCHS = 3
 """Validation epochs without a positive pixel after which a warning is due."""
+
+HINT = "--config=demo trains in minutes, --train.epochs=N shortens"
+"""What to do about hours on a CPU."""
 
 
 def fit(trainer: Trainer, state: "TrainState", progress: Progress, log: "RunLog", console: "Console") -> Progress:
@@ -38,22 +42,23 @@ def fit(trainer: Trainer, state: "TrainState", progress: Progress, log: "RunLog"
     """
     from data_pipeline.source import DataError
     from experiments.log import Meter
-    from jaxunet.sharding import global_batch
 
     train, first = trainer.config.train, int(state.step) + 1
-    batches = trainer.batches(first - 1)
-    pending = Pending(trainer, progress, log)
+    feed, pending = trainer.feed(first - 1), Pending(trainer, progress, log)
     saved = time.monotonic()
-    meter = Meter(console, total=trainer.total, done=first - 1, images=train.batch_size)
+    hint = HINT if trainer.mesh.devices.flat[0].platform == "cpu" else ""
+    meter = Meter(console, total=trainer.total, done=first - 1, images=train.batch_size, hint=hint)
     with StopRequest().listening() as stop, meter:
         for step in range(first, trainer.total + 1):
             try:
-                batch = next(batches)
+                batch, inputs = next(feed)
             except DataError:
                 keep(trainer, state, step - 1, progress, pending, log)
                 raise
-            inputs = {name: batch[name] for name in ("image", "mask", "weight")}
-            state, metrics = trainer.train_step(state, global_batch(inputs, trainer.mesh))
+            state, metrics = trainer.train_step(state, inputs)
+            feed.ahead(metrics["loss"])
+            if step == first:
+                say_start(trainer.clock.first(metrics["loss"]), step, log, console)
             meter.update(step, pending.exchange(step, batch, metrics))
             stopping, due = anywhere([bool(stop.name), time.monotonic() - saved > 60 * train.save_minutes], step)
             if step % trainer.steps_per_epoch == 0:
@@ -71,6 +76,15 @@ def fit(trainer: Trainer, state: "TrainState", progress: Progress, log: "RunLog"
             if stopping:
                 raise Preempted(f"stopped by {stop.name or 'another process'} and saved after step {step}")
     return progress
+
+
+def say_start(seconds: Mapping[str, float], step: int, log: "RunLog", console: "Console") -> None:
+    """Says where the time to the first step went."""
+    log.time({"kind": "start", "step": step, **seconds})
+    console.print(
+        f"first step done after {seconds['first_step']:.1f} s, "
+        f"{seconds['import']:.1f} s of them imports, {seconds['compile']:.1f} s compiling the step"
+    )
 
 
 def keep(trainer: Trainer, state: "TrainState", step: int, progress: Progress, pending: Pending, log: "RunLog") -> None:
@@ -92,10 +106,13 @@ def end_epoch(
     if better:
         trainer.best.save(step, state.params, {"epoch": progress.epoch, "step": step, "val_loss": validation["loss"]})
     log.epoch(progress.history)
+    lap = trainer.clock.lap()
+    log.time({"kind": "time", "step": step, "epoch": progress.epoch, **lap})
     row = progress.history[-1]
     columns = dict.fromkeys(["loss", "val_loss", *trainer.config.train.metrics])
     text = "  ".join(f"{c} {row[c]:.4f}" if row.get(c) is not None else f"{c} undefined" for c in columns)
-    console.print(f"epoch {progress.epoch}: {text}{'  (best)' if better else ''}")
+    seconds = f"{lap['seconds']:.1f} s, {lap['waited']:.1%} waiting for data"
+    console.print(f"epoch {progress.epoch}: {text}{'  (best)' if better else ''}  {seconds}")
     if not math.isfinite(validation["loss"]):
         console.print(
             f"[bold]warning[/bold]: the validation loss is {validation['loss']}, which early stopping cannot judge: "
@@ -107,36 +124,6 @@ def end_epoch(
             "collapsed to the empty mask. Try another --train.seed, a lower --train.learning_rate (3e-4), or a region "
             "loss (--train.loss=bce_dice).",
         )
-
-
-def hours_on_cpu(trainer: Trainer) -> float:
-    """Estimates the hours of all epochs from the network's operations and the speed of one convolution here."""
-    import jax
-    import jax.numpy as jnp
-
-    from experiments import build
-
-    height, width, _ = build.image_shape(trainer.config)
-    params = jax.eval_shape(lambda: trainer.model.init(jax.random.key(0), jnp.zeros((1, height, width, 3))))["params"]
-    operations = 0.0
-    for name, layer in params.items():
-        level = int("".join(filter(str.isdigit, name.split("_")[0])) or 0) + name.endswith("_up")
-        operations += 2 * math.prod(layer["kernel"].shape) * height * width / 4**level
-    kernel, images = jnp.ones((3, 3, 64, 64)), jnp.ones((4, 64, 64, 64))
-    layout = ("NHWC", "HWIO", "NHWC")
-    probe = jax.jit(
-        jax.grad(
-            lambda k, x: jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=layout).sum(),
-            argnums=(0, 1),
-        )
-    )
-    jax.block_until_ready(probe(kernel, images))
-    start = time.perf_counter()
-    for _ in range(3):
-        jax.block_until_ready(probe(kernel, images))
-    speed = 3 * 2 * 2 * kernel.size * images[..., 0].size / (time.perf_counter() - start)
-    # the gradients by weights and by inputs each cost as much as the forward pass
-    return 3 * operations * trainer.config.train.batch_size * trainer.total / speed / 3600
 
 
 def announce(trainer: Trainer, state: "TrainState", directory: Path, console: "Console") -> None:
@@ -160,13 +147,6 @@ def announce(trainer: Trainer, state: "TrainState", directory: Path, console: "C
         console.print(f"[bold]{name:8}[/bold] {escape(text)}")
     for note in split.notes:
         console.print(f"note: {note}", markup=False)
-    if devices[0].platform == "cpu" and int(state.step) < trainer.total:
-        hours = hours_on_cpu(trainer)
-        if hours > 0.5:
-            console.print(
-                f"[bold]on this CPU all epochs take about {hours:.1f} hours[/bold]; "
-                "--config=demo trains in minutes, --train.epochs=N shortens",
-            )
 
 
 def check_space(trainer: Trainer, state: "TrainState", directory: Path) -> None:
@@ -185,10 +165,10 @@ def check_space(trainer: Trainer, state: "TrainState", directory: Path) -> None:
     """
     from jaxunet.checkpoint import CheckpointError, free_megabytes, megabytes
 
-    full, weights, latest = megabytes(arrays(state)), megabytes(state.params), trainer.last.latest
-    if latest is not None and is_finished(trainer, latest):
+    if is_finished(trainer):
         return
-    needed = 3 * full + 2 * weights if latest is None else full + weights
+    full, weights = megabytes(arrays(state)), megabytes(state.params)
+    needed = 3 * full + 2 * weights if trainer.last.latest is None else full + weights
     if free_megabytes(directory) < needed:
         raise CheckpointError(
             f"{directory}: the checkpoints need {needed:.1f} MB, {free_megabytes(directory):.1f} MB are free; "
@@ -196,18 +176,21 @@ def check_space(trainer: Trainer, state: "TrainState", directory: Path) -> None:
         )
 
 
-def is_finished(trainer: Trainer, step: int) -> bool:
-    """Whether the run whose newest checkpoint is `step` has reached its last epoch or stopped early."""
+def is_finished(trainer: Trainer) -> bool:
+    """Whether the newest checkpoint is that of the last epoch, or of an early stop."""
     from jaxunet.checkpoint import DamagedError
 
+    step = trainer.last.latest
+    if step is None:
+        return False
     try:
         return step >= trainer.total or bool(trainer.last.record(step)["stopped"])
     except DamagedError:  # what is to be done about it is for `Trainer.start` to say
         return False
 
 
-def result_table(progress: Progress, directory: Path, config: "Config") -> None:
-    """Prints the epochs and the commands that come next."""
+def result_table(progress: Progress, directory: Path, config: "Config", time: Mapping[str, float]) -> None:
+    """Prints the epochs, the time this process trained and the commands that come next."""
     from experiments import report
 
     columns = list(dict.fromkeys(["loss", "val_loss", *config.train.metrics]))
@@ -218,6 +201,8 @@ def result_table(progress: Progress, directory: Path, config: "Config") -> None:
         for row in shown
     ]
     report.table(f"{directory}: {progress.epoch} epochs, {progress.stopped or 'all done'}", ["epoch", *columns], cells)
+    if time["seconds"]:
+        sys.stdout.write(f"\nwaited for data {time['waited']:.1%} of {time['seconds']:.1f} s\n")
     sys.stdout.write(
         f"\nnext:\n  python -m experiments.evaluate --run_dir={directory}\n"
         f"  python -m experiments.predict --run_dir={directory} --infer.images=FOLDER\n"
@@ -228,12 +213,15 @@ def _cell(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.4f}"
 
 
-def train(config: "Config", console: "Console", batch_sizes: Sequence[str] = ("train.batch_size",)) -> Progress:
+def train(
+    config: "Config", console: "Console", clock: "Clock", batch_sizes: Sequence[str] = ("train.batch_size",)
+) -> Progress:
     """Trains a configuration in its run directory, or goes on where it stopped.
 
     Args:
       config: checked by `experiments.limits.validate`.
       console: where to print.
+      clock: measures this process.
       batch_sizes: keys of the batches that must divide among the devices.
 
     Returns:
@@ -251,7 +239,6 @@ def train(config: "Config", console: "Console", batch_sizes: Sequence[str] = ("t
     from experiments.log import RESULTS, RunLog
     from experiments.processes import agree, together
     from experiments.rundir import check_directory, claim, locked, record_start, saved_split
-    from jaxunet.step import abstract_state
 
     directory, first = run_directory(config), jax.process_index() == 0
     results = Path(config.train.eval_dir or directory)
@@ -271,10 +258,12 @@ def train(config: "Config", console: "Console", batch_sizes: Sequence[str] = ("t
                 stack.enter_context(locked(directory))
                 record_start(directory, config, data, split)
                 claim(results, directory, RESULTS)
-        trainer = stack.enter_context(contextlib.closing(Trainer(config, data, split, directory)))
+        trainer = stack.enter_context(contextlib.closing(Trainer(config, data, split, directory, clock)))
         with together("looking for space"):  # before the network is made, which takes seconds
-            shapes = abstract_state(trainer.model, build.optimizer(config), image_shape=build.image_shape(config))
-            check_space(trainer, shapes, directory)
+            check_space(trainer, trainer.abstract, directory)
+        with together("loading the slices"):
+            if not is_finished(trainer):
+                trainer.load()
         state, progress = trainer.start(console)
         step = int(state.step)
         agree({"checkpoint": step})
@@ -290,10 +279,11 @@ def train(config: "Config", console: "Console", batch_sizes: Sequence[str] = ("t
             silent=not first,
         )
         with contextlib.closing(log):
-            if not progress.stopped:
+            if not progress.stopped and step < trainer.total:
+                trainer.load()  # where a finished run turned out damaged; else it has been done
                 progress = fit(trainer, state, progress, log, console)
     if first:
-        result_table(progress, directory, config)
+        result_table(progress, directory, config, clock.total())
     return progress
 
 
@@ -305,8 +295,12 @@ def main(argv: Sequence[str], *, program: str = "train", batch_sizes: Sequence[s
     import jax
     from rich.console import Console
 
+    from experiments import build  # noqa: F401 - with it comes everything that a step needs
+    from experiments.clock import Clock
     from experiments.processes import start_processes
 
+    clock = Clock()
+    clock.libraries_imported()
     start_processes(config)
     console = Console(quiet=jax.process_index() > 0, soft_wrap=True, highlight=False)
     if config.model.show_summary and jax.process_index() == 0:
@@ -314,7 +308,7 @@ def main(argv: Sequence[str], *, program: str = "train", batch_sizes: Sequence[s
 
         summary.print_summary(config)
     try:
-        train(config, console, batch_sizes)
+        train(config, console, clock, batch_sizes)
     except Preempted as stop:
         console.print(f"{stop}; the same command goes on from there")
         return stop.exit_code

@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +14,14 @@ from rich.markup import escape
 from experiments.progress import TRACKED, Progress
 
 if TYPE_CHECKING:
+    import jax
     from rich.console import Console
 
     from data_pipeline.prepare import Prepared
     from data_pipeline.splits import Split
+    from experiments.clock import Clock
     from experiments.config import Config
+    from experiments.feed import Feed, Kept
     from experiments.log import RunLog
     from jaxunet.step import TrainState
 
@@ -35,26 +40,78 @@ class Trainer:
       data: prepared slices.
       split: their division.
       directory: the run directory.
+      clock: measures this process.
+
+    Attributes:
+      abstract: the train state's shapes and dtypes.
+      places: its shardings.
     """
 
-    def __init__(self, config: "Config", data: "Prepared", split: "Split", directory: Path) -> None:
+    def __init__(self, config: "Config", data: "Prepared", split: "Split", directory: Path, clock: "Clock") -> None:
         import jax
 
         from experiments import build
         from jaxunet.checkpoint import Checkpoints
         from jaxunet.sharding import make_mesh
-        from jaxunet.step import compile_eval_step, compile_train_step
+        from jaxunet.step import abstract_state, state_sharding
 
-        self.config, self.data, self.split = config, data, split
+        self.config, self.data, self.split, self.clock = config, data, split, clock
         self.mesh = make_mesh()
         self.processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
         self.steps_per_epoch = len(split.train) // config.train.batch_size
         self.total = config.train.epochs * self.steps_per_epoch
-        self.model, loss = build.model(config), build.loss(config)
-        self.train_step = compile_train_step(self.mesh, loss=loss, seed=config.train.seed)
-        self.eval_step = compile_eval_step(self.mesh, apply_fn=self.model.apply, loss=loss)
+        self.model, self.optimizer = build.model(config), build.optimizer(config, self.steps_per_epoch)
+        self.abstract = abstract_state(self.model, self.optimizer, image_shape=build.image_shape(config))
+        self.places = state_sharding(self.abstract, self.mesh, split_optimizer=config.train.shard_optimizer)
         self.last = Checkpoints(directory / "checkpoints" / "last", keep=2)
         self.best = Checkpoints(directory / "checkpoints" / "best", keep=1)
+        self.kept: Kept | None = None
+        self._compiler = ThreadPoolExecutor(1)
+
+    def load(self) -> None:
+        """Puts the slices where `data.cache` asks, and compiles the step in a thread of its own.
+
+        The state is restored or initialised meanwhile, and the first slices are read: most of the time the compiler
+        works without Python.
+
+        Raises:
+          UsageError: the slices do not fit there.
+          DataError: a slice that is to be kept on the devices cannot be read.
+        """
+        if self.kept is not None:
+            return
+        from experiments import build
+        from experiments.feed import Kept
+        from jaxunet.sharding import batch_sharding
+        from jaxunet.step import compile_eval_step, compile_train_step
+
+        config, data = self.config, self.data
+        indices, threads = [*self.split.train, *self.split.val], config.data.threads
+        self.kept = Kept(data, indices, cache=config.data.cache, threads=threads, mesh=self.mesh)
+        inputs = self.kept.shapes(config.train.batch_size, data.shape, data.mask_shape)
+        loss, batches = build.loss(config), batch_sharding(inputs, self.mesh)
+        step = compile_train_step(
+            self.mesh,
+            loss=loss,
+            seed=config.train.seed,
+            accumulate=config.train.accumulate,
+            state_sharding=self.places,
+            batch_sharding=batches,
+        )
+        self._step = self._compiler.submit(self._compile, step, inputs)
+        self.eval_step = compile_eval_step(self.mesh, apply_fn=self.model.apply, loss=loss, batch_sharding=batches)
+
+    def _compile(self, step: "jax.stages.Wrapped", inputs: Mapping[str, Any]) -> "jax.stages.Compiled":
+        from jaxunet.checkpoint import abstract_like
+
+        start = time.perf_counter()
+        compiled = step.lower(abstract_like(self.abstract, self.places), inputs).compile()
+        self.clock.compiled = time.perf_counter() - start
+        return compiled
+
+    def train_step(self, state: "TrainState", inputs: Mapping[str, Any]) -> tuple["TrainState", dict[str, Any]]:
+        """One step on the devices; the state that is passed is used up."""
+        return self._step.result()(state, inputs)
 
     def start(self, console: "Console") -> tuple["TrainState", Progress]:
         """The newest checkpoint that is whole, or a fresh state; a damaged one is set aside and said.
@@ -62,20 +119,19 @@ class Trainer:
         Raises:
           CheckpointError: every checkpoint is damaged: to start afresh is for the user to decide.
         """
+        import jax
+
         from experiments import build
         from experiments.processes import PeerError, together
         from jaxunet.checkpoint import CheckpointError, DamagedError, abstract_like
-        from jaxunet.sharding import replicate, replicated
-        from jaxunet.step import abstract_state, init_state
+        from jaxunet.step import init_state
 
-        optimizer, image_shape = build.optimizer(self.config), build.image_shape(self.config)
-        state = abstract_state(self.model, optimizer, image_shape=image_shape)
-        abstract = abstract_like(arrays(state), replicated(self.mesh))
+        abstract = abstract_like(arrays(self.abstract), arrays(self.places))
         while (step := self.last.latest) is not None:
             try:
                 with together(f"reading checkpoint {step}"):
                     tree, record = self.last.restore(abstract, step)
-                return state.replace(**tree), Progress(**record)
+                return self.abstract.replace(**tree), Progress(**record)
             except (DamagedError, PeerError) as error:
                 aside = self.last.set_aside(step)
                 console.print(f"[bold]warning[/bold]: {escape(str(error))}; set aside as {escape(aside.name)}")
@@ -84,23 +140,17 @@ class Trainer:
                 f"no whole checkpoint is left in {self.last.directory}, {len(self.last.damaged)} damaged ones are; "
                 "restore one from a copy, or start again with a new --run_dir"
             )
-        fresh = init_state(self.model, optimizer, seed=self.config.train.seed, image_shape=image_shape)
-        return replicate(fresh, self.mesh), Progress()
+        image_shape = build.image_shape(self.config)
+        fresh = init_state(self.model, self.optimizer, seed=self.config.train.seed, image_shape=image_shape)
+        return jax.device_put(fresh, self.places), Progress()
 
-    def batches(self, step: int) -> Iterator[Mapping[str, Any]]:
+    def feed(self, step: int) -> "Feed":
         """Training batches from the one after `step` on."""
         from data_pipeline.loader import train_batches
 
-        c = self.config
-        return train_batches(
-            self.data,
-            self.split.train,
-            batch_size=c.train.batch_size,
-            seed=c.train.seed,
-            start_step=step,
-            threads=c.data.threads,
-            **self.processes,
-        )
+        train = self.config.train
+        options = {"batch_size": train.batch_size, "seed": train.seed, "start_step": step}
+        return self._feed(train_batches, self.split.train, options)
 
     def validate(self, state: "TrainState") -> tuple[dict[str, float], bool]:
         """Validation loss and scores, and whether no pixel was predicted positive."""
@@ -109,20 +159,26 @@ class Trainer:
         from experiments.figures import batch_means
 
         size, count = self.config.train.batch_size, len(self.split.val)
-        batches = eval_batches(
-            self.data, self.split.val, batch_size=size, threads=self.config.data.threads, **self.processes
-        )
+        feed = self._feed(eval_batches, self.split.val, {"batch_size": size})
         step = functools.partial(self.eval_step, step=int(state.step))
-        result = evaluate_batches(step, state.params, batches, mesh=self.mesh, count=count, batch_size=size)
+        result = evaluate_batches(step, state.params, feed, count=count, batch_size=size)
         scores = {"loss": result.loss, **batch_means(result.sums, size, TRACKED)}
         return scores, not (result.sums.tp + result.sums.fp).any()
+
+    def _feed(self, batches: Callable[..., Any], indices: Sequence[int], options: Mapping[str, Any]) -> "Feed":
+        from experiments.feed import Feed
+
+        assert self.kept is not None, "load() comes first"
+        made = batches(self.kept.source, indices, threads=self.config.data.threads, **options, **self.processes)
+        return self.clock.watch(Feed(made, self.kept.put))
 
     def save(self, state: "TrainState", step: int, progress: Progress) -> None:
         """Saves the full state."""
         self.last.save(step, arrays(state), dataclasses.asdict(progress))
 
     def close(self) -> None:
-        """Releases the checkpoints' threads."""
+        """Releases the threads of compiler and checkpoints; does not wait for a compiler that is at work."""
+        self._compiler.shutdown(wait=False)
         self.last.close()
         self.best.close()
 

@@ -250,9 +250,11 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def abstract_like(tree: Any, sharding: jax.sharding.Sharding) -> Any:
-    """Shapes and dtypes of `tree`, all with one sharding: what `Checkpoints.restore` takes."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+def abstract_like(tree: Any, sharding: Any) -> Any:
+    """Shapes and dtypes of `tree`, all with one sharding or with a tree of them: what `Checkpoints.restore` takes."""
+    one = isinstance(sharding, jax.sharding.Sharding)
+    shardings = jax.tree.map(lambda _: sharding, tree) if one else sharding
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, shardings)
 
 
 def megabytes(tree: Any) -> float:

@@ -24,6 +24,8 @@ class UNet(nn.Module):
       num_classes: output channels, each an independent sigmoid.
       dropout_rate: dropout rate per level of depth; `dropout_rate * num_layers` must stay below 1.
       dtype: dtype of the computation (float32 or bfloat16). Parameters and logits are float32.
+      remat: computes the convolutions of each level again in the backward pass in place of keeping what they gave:
+        the same values in less memory and more time.
 
     Source: Ronneberger et al. 2015, arXiv 1505.04597, with 'same' padding and dropout.
     """
@@ -33,6 +35,7 @@ class UNet(nn.Module):
     num_classes: int = 1
     dropout_rate: float = 0.08
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
@@ -49,17 +52,18 @@ class UNet(nn.Module):
           ValueError: the images are not 4-D, or H or W cannot be halved `num_layers` times.
         """
         self._check(images)
+        convolve = nn.remat(UNet._convolutions, static_argnums=(2, 3, 4)) if self.remat else UNet._convolutions
         x = (images.astype(jnp.float32) / 255).astype(self.dtype)
         skips = []
         for level in range(self.num_layers):
-            x = self._convolutions(x, level, "encoder", train)
+            x = convolve(self, x, level, "encoder", train)
             skips.append(x)
             x = max_pool(x)
-        x = self._convolutions(x, self.num_layers, "encoder", train)
+        x = convolve(self, x, self.num_layers, "encoder", train)
         for level in reversed(range(self.num_layers)):
             x = UpConv(self._filters(level), dtype=self.dtype, name=f"decoder{level}_up")(x)
             x = jnp.concatenate([x, skips[level]], axis=-1)
-            x = self._convolutions(x, level, "decoder", train)
+            x = convolve(self, x, level, "decoder", train)
         head = nn.Conv(
             self.num_classes, (1, 1), dtype=self.dtype, kernel_init=nn.initializers.glorot_uniform(), name="head"
         )

@@ -1,6 +1,7 @@
 """One mesh axis, `"data"`: batches are split over all devices, parameters are copied to each."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -29,6 +30,27 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def batch_sharding(names: Iterable[str], mesh: Mesh) -> dict[str, NamedSharding]:
+    """Sharding of each part of a batch: its rows are split, `"pixels"` that they are taken from lie on every device."""
+    return {name: replicated(mesh) if name == "pixels" else split_rows(mesh) for name in names}
+
+
+def split_largest_axes(tree: Any, mesh: Mesh) -> Any:
+    """Shardings that divide each array over the devices along its largest axis that divides evenly.
+
+    An array without such an axis (biases shorter than the mesh, scalars) is copied to every device.
+    """
+
+    def divide(leaf: Any) -> NamedSharding:
+        sizes = [size if size % mesh.size == 0 else 0 for size in leaf.shape]
+        if not any(sizes):
+            return replicated(mesh)
+        axis = sizes.index(max(sizes))
+        return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+
+    return jax.tree.map(divide, tree)
+
+
 def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Puts this process's rows of a batch on its devices; together the processes hold one global batch.
 
@@ -53,3 +75,9 @@ def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.A
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Puts a copy of every leaf on every device of the mesh; every process passes the same values."""
     return jax.device_put(tree, replicated(mesh))
+
+
+def replicate_from_host(arrays: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """`replicate` of large NumPy arrays, without the comparison between processes that `device_put` makes of them."""
+    place = partial(jax.make_array_from_callback, sharding=replicated(mesh))
+    return {name: place(array.shape, data_callback=array.__getitem__) for name, array in arrays.items()}

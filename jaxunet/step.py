@@ -6,7 +6,7 @@ of (seed, step), so nothing random is stored and a resumed run repeats the unint
 
 import inspect
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import flax.linen as nn
@@ -17,10 +17,11 @@ from flax import struct
 from jax import Array, lax
 from jax.sharding import Mesh
 
-from jaxunet.metrics import pixel_sums
-from jaxunet.sharding import replicated, split_rows
+from jaxunet.accumulate import accumulated
+from jaxunet.metrics import PixelSums, pixel_sums
+from jaxunet.sharding import replicated, split_largest_axes, split_rows
 
-Batch = Mapping[str, Array]
+Batch = Mapping[str, Any]
 Loss = Callable[..., Array]
 Measure = Callable[..., Any]
 
@@ -60,57 +61,66 @@ def init_state(
     Raises:
       ValueError: called inside another `jit` or transformation; `abstract_state` gives the shapes.
     """
-    # It runs once. For a CPU, LLVM takes 20 s to optimise the random numbers of every shape, and 3 s not to.
-    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-    init = partial(_init, model=model, tx=tx, image_shape=image_shape)
-    return jax.jit(init, compiler_options=options)(jax.random.key(seed))
+    return _initialiser(model, tx, image_shape)(jax.random.key(seed))
 
 
 def abstract_state(
     model: nn.Module, tx: optax.GradientTransformation, *, image_shape: tuple[int, int, int]
 ) -> TrainState:
     """`init_state` with shapes and dtypes in place of arrays, computing nothing: what a checkpoint is restored into."""
-    return jax.eval_shape(partial(_init, model=model, tx=tx, image_shape=image_shape), jax.random.key(0))
+    return _initialiser(model, tx, image_shape).eval_shape(jax.random.key(0))
 
 
-def _init(
-    key: Array, *, model: nn.Module, tx: optax.GradientTransformation, image_shape: tuple[int, int, int]
-) -> TrainState:
-    params = model.init(key, jnp.zeros((1, *image_shape), jnp.uint8))["params"]
-    return TrainState(
-        step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params), apply_fn=model.apply, tx=tx
-    )
+@lru_cache(maxsize=1)  # shapes and values of one state come from one trace, which takes a second
+def _initialiser(model: nn.Module, tx: optax.GradientTransformation, image_shape: tuple[int, int, int]) -> Any:
+    def init(key: Array) -> TrainState:
+        params = model.init(key, jnp.zeros((1, *image_shape), jnp.uint8))["params"]
+        return TrainState(
+            step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params), apply_fn=model.apply, tx=tx
+        )
+
+    # It runs once. For a CPU, LLVM takes 20 s to optimise the random numbers of every shape, and 3 s not to.
+    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    return jax.jit(init, compiler_options=options)
 
 
-def train_step(state: TrainState, batch: Batch, *, loss: Loss, seed: int) -> tuple[TrainState, dict[str, Any]]:
+def train_step(
+    state: TrainState, batch: Batch, *, loss: Loss, seed: int, accumulate: int = 1
+) -> tuple[TrainState, dict[str, Any]]:
     """One step of gradient descent on the global batch.
 
     A loss or gradient that is not finite leaves the state exactly as it was, its step count included.
 
     Args:
       state: parameters and optimizer.
-      batch: `"image"` uint8 `[B, H, W, C]`, `"mask"` uint8 `[B, H, W, K]` in {0, 1}, `"weight"` float32 `[B]`.
+      batch: `"image"` uint8 `[B, H, W, C]`, `"mask"` uint8 `[B, H, W, K]` in {0, 1}, `"weight"` float32 `[B]`. In place
+        of the first two, `"row"` int32 `[B]` and `"pixels"`, which holds them for `[N, ...]` slices: see `take_rows`.
       loss: `(logits, masks, *, weight)`, or a plain `(logits, masks)`, to a scalar over the global batch. One that
         takes `patient` gets the batch's index of patients, one that takes `step` the number of steps done.
       seed: of dropout, which depends on (seed, step) only.
+      accumulate: parts that the batch is computed in, one after the other; the loss is the mean of the parts' losses,
+        see `jaxunet.accumulate`.
 
     Returns:
       The new state, and `"loss"`, `"grad_norm"`, `"finite"` (scalars) and `"sums"` (`PixelSums`, a row an image).
     """
-    dropout = jax.random.fold_in(jax.random.key(seed), state.step)
     loss = with_context(loss)
 
-    def objective(params: Any) -> tuple[Array, Array]:
-        logits = state.apply_fn({"params": params}, batch["image"], train=True, rngs={"dropout": dropout})
-        return loss(
-            logits, batch["mask"], weight=batch["weight"], patient=batch.get("patient"), step=state.step
-        ), logits
+    def gradient(batch: Batch, dropout: Array) -> tuple[tuple[Array, PixelSums], Any]:
+        def objective(params: Any) -> tuple[Array, Array]:
+            logits = state.apply_fn({"params": params}, batch["image"], train=True, rngs={"dropout": dropout})
+            return loss(
+                logits, batch["mask"], weight=batch["weight"], patient=batch.get("patient"), step=state.step
+            ), logits
 
-    (value, logits), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        (value, logits), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        return (value, pixel_sums(logits, batch["mask"], weight=batch["weight"])), grads
+
+    dropout = jax.random.fold_in(jax.random.key(seed), state.step)
+    (value, sums), grads = accumulated(gradient, accumulate)(take_rows(batch), dropout)
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
     state = lax.platform_dependent(finite, state, grads, cpu=_update_by_branch, default=_update_by_selection)
-    sums = pixel_sums(logits, batch["mask"], weight=batch["weight"])
     return state, {"loss": value, "grad_norm": grad_norm, "finite": finite, "sums": sums}
 
 
@@ -153,6 +163,7 @@ def eval_step(
     Returns:
       The loss, a scalar, and what `measure` returns.
     """
+    batch = take_rows(batch)
     logits = apply_fn({"params": params}, batch["image"])
     value = with_context(loss, rows)(
         logits, batch["mask"], weight=batch["weight"], patient=batch.get("patient"), step=step
@@ -182,28 +193,87 @@ def with_context(loss: Loss, rows: int | None = None) -> Loss:
     return call
 
 
-def compile_train_step(mesh: Mesh, *, loss: Loss, seed: int) -> Callable[[TrainState, Batch], tuple[TrainState, Any]]:
-    """Compiles `train_step` over the mesh: state replicated and donated, batch split, metrics replicated."""
+def take_rows(batch: Batch) -> Batch:
+    """Puts images and masks in the place of the rows that name them; a batch that holds them is returned as it is.
+
+    Args:
+      batch: with `"row"` int32 `[B]`, within `[0, N)`, and `"pixels"`, `{"image": [N, H, W, C], "mask": [N, H, W, K]}`:
+        slices that stay on the device, so that a step is sent 4 bytes an image.
+    """
+    if "pixels" not in batch:
+        return batch
+    rest = {name: value for name, value in batch.items() if name not in ("row", "pixels")}
+    return rest | {name: value[batch["row"]] for name, value in batch["pixels"].items()}
+
+
+def state_sharding(state: TrainState, mesh: Mesh, *, split_optimizer: bool) -> TrainState:
+    """Where each array of a train state lies: a copy on every device, or the optimizer's arrays divided among them.
+
+    Dividing changes no value but the order of sums. Adam's moments, twice the size of the parameters, then take 1/D of
+    their memory on each of D devices, and each device computes 1/D of the update.
+
+    Args:
+      state: arrays or shapes.
+      mesh: the devices.
+      split_optimizer: divide.
+
+    Returns:
+      The state with a `NamedSharding` for each array.
+
+    Source: Rajbhandari et al. 2020, arXiv 1910.02054 (ZeRO, stage 1).
+    """
+    whole = jax.tree.map(lambda _: replicated(mesh), state)
+    return whole.replace(opt_state=split_largest_axes(state.opt_state, mesh)) if split_optimizer else whole
+
+
+def compile_train_step(
+    mesh: Mesh,
+    *,
+    loss: Loss,
+    seed: int,
+    accumulate: int = 1,
+    state_sharding: TrainState | None = None,
+    batch_sharding: Mapping[str, Any] | None = None,
+) -> jax.stages.Wrapped:
+    """Compiles `train_step` over the mesh, as a function of `(state, batch)`; the state is donated.
+
+    Args:
+      mesh: the devices.
+      loss: as in `train_step`.
+      seed: as in `train_step`.
+      accumulate: as in `train_step`.
+      state_sharding: of `state_sharding`; None: a copy on every device. Metrics are copied to every device.
+      batch_sharding: of `jaxunet.sharding.batch_sharding`, for a batch that names rows; None: all of it is split.
+    """
+    state = replicated(mesh) if state_sharding is None else state_sharding
+    batch = split_rows(mesh) if batch_sharding is None else batch_sharding
     return jax.jit(
-        partial(train_step, loss=loss, seed=seed),
-        in_shardings=(replicated(mesh), split_rows(mesh)),
-        out_shardings=replicated(mesh),
+        partial(train_step, loss=loss, seed=seed, accumulate=accumulate),
+        in_shardings=(state, batch),
+        out_shardings=(state, replicated(mesh)),
         donate_argnums=0,
     )
 
 
 def compile_eval_step(
-    mesh: Mesh, *, apply_fn: Callable[..., Any], loss: Loss, measure: Measure = pixel_sums
+    mesh: Mesh,
+    *,
+    apply_fn: Callable[..., Any],
+    loss: Loss,
+    measure: Measure = pixel_sums,
+    batch_sharding: Mapping[str, Any] | None = None,
 ) -> Callable[..., tuple[Array, Any]]:
     """Compiles `eval_step` over the mesh, as a function of `(params, batch, step=0, *, rows)`.
 
-    A loss that takes `weight` compiles once; a plain one compiles again for a last batch with padding.
+    A loss that takes `weight` compiles once; a plain one compiles again for a last batch with padding. The batch is
+    sharded as in `compile_train_step`.
     """
+    batch = split_rows(mesh) if batch_sharding is None else batch_sharding
     weighted = "weight" in inspect.signature(loss).parameters
     evaluate = partial(eval_step, apply_fn=apply_fn, loss=loss, measure=measure)
     compiled = jax.jit(
         lambda params, batch, step, rows: evaluate(params, batch, step, rows=rows),
-        in_shardings=(replicated(mesh), split_rows(mesh), replicated(mesh)),
+        in_shardings=(replicated(mesh), batch, replicated(mesh)),
         out_shardings=replicated(mesh),
         static_argnums=3,
     )

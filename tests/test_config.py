@@ -33,7 +33,10 @@ OTHER = {
     "train.loss": "dice",
     "train.loss_options": {"smooth": 0.5},
     "train.learning_rate": 3e-4,
+    "train.lr_rule": "sqrt",
+    "train.warmup_epochs": 2.5,
     "train.batch_size": 8,
+    "train.accumulate": 2,
     "train.patience": 5,
     "train.seed": 1,
     "train.metrics": ("jaccard", "val_jaccard"),
@@ -43,6 +46,8 @@ FREE = {
     "config": "demo",
     "run_dir": "elsewhere",
     "distributed": True,
+    "compile_cache": "off",
+    "model.remat": True,
     "model.show_summary": True,
     "data.root": "kaggle_3m",
     "data.train_images": "train/image",
@@ -50,7 +55,9 @@ FREE = {
     "data.test_images": "test/image",
     "data.test_masks": "test/mask",
     "data.cache_dir": "cache",
+    "data.cache": "device",
     "data.threads": 4,
+    "train.shard_optimizer": True,
     "train.epochs": 5,
     "train.eval_dir": "eval",
     "train.save_minutes": 1.0,
@@ -149,6 +156,8 @@ RANGES = [
     ("train.learning_rate", (0.0, -1e-3, float("nan"), float("inf")), (1e-8, 1e20)),
     ("train.epochs", (0, -1), (1, 1000)),
     ("train.batch_size", (0, -4, 2**31), (1, 64)),
+    ("train.accumulate", (0, -1), (1, 64)),
+    ("train.warmup_epochs", (-1.0, float("nan"), float("inf")), (0.0, 2.5)),
     ("train.patience", (0, -1), (1, 1000)),
     ("train.seed", (-1, 2**31), (0, 2**31 - 1)),
     ("train.save_minutes", (0.0, -1.0, float("nan"), float("inf")), (0.1, 1e3)),
@@ -165,6 +174,7 @@ RANGES = [
     ("config", ("",), ("demo",)),
     ("data.root", ("",), ("kaggle_3m",)),
     ("data.cache_dir", ("",), ("cache",)),
+    ("compile_cache", ("", " "), ("off", "xla")),
 ]
 
 
@@ -259,6 +269,14 @@ def test_a_batch_that_does_not_divide_among_devices_names_those_that_do():
     with pytest.raises(ConfigError, match=r"infer\.batch_size=8 does not divide among 3 devices; use 6 or 9$"):
         check_devices(Config(), 3, ["infer.batch_size"])
     check_devices(Config(), 4, ["train.batch_size", "eval.batch_size"])
+
+
+def test_each_part_of_a_batch_divides_among_devices():
+    parts = Config(train=TrainConfig(batch_size=16, accumulate=4))
+    check_devices(parts, 4, ["train.batch_size", "eval.batch_size"])
+    expected = r"train\.batch_size=16 does not divide into train\.accumulate=4 parts among 8 devices; use 32$"
+    with pytest.raises(ConfigError, match=expected):
+        check_devices(parts, 8, ["train.batch_size", "eval.batch_size"])
 
 
 def test_a_run_of_several_hosts_is_read_back_as_one_of_this_host(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 
 from data_pipeline.loader import eval_batches
 from experiments.evaluate import evaluate_batches, print_table
+from experiments.feed import Feed, Kept
 from experiments.figures import lesion_figures, patient_table, probability_figures, summarise
 from experiments.measure import Observations, measure
 from jaxunet.losses import bce_loss
@@ -48,8 +49,9 @@ def evaluated(devices: int, size: int) -> tuple:
     step = compile_eval_step(mesh, apply_fn=network, loss=bce_loss, measure=measure)
     seen = Observations(ENTRIES, volumes=True)
     batches = eval_batches(Slices(), range(18), batch_size=size, threads=0)
-    options = {"mesh": mesh, "count": 18, "batch_size": size, "take": seen.take}
-    return evaluate_batches(step, jnp.float32(1), batches, **options), seen
+    feed = Feed(batches, Kept(Slices(), range(18), cache="none", threads=0, mesh=mesh).put)
+    options = {"count": 18, "batch_size": size, "take": seen.take}
+    return evaluate_batches(step, jnp.float32(1), feed, **options), seen
 
 
 def figures(evaluation, seen: Observations) -> dict:

@@ -203,6 +203,26 @@ def test_dropout_is_a_function_of_its_key_and_absent_from_inference(images):
     np.testing.assert_array_equal(inference, infer(plain, params, images))
 
 
+def test_levels_computed_twice_give_the_same_values_and_gradients_under_the_same_names(images):
+    kept, again = (UNet(base_filters=2, num_layers=1, dropout_rate=0.3, remat=remat) for remat in (False, True))
+    params = tiny.params(kept)
+
+    def gradient(model):
+        def loss(params):
+            logits = model.apply({"params": params}, images, train=True, rngs={"dropout": jax.random.key(5)})
+            return jnp.mean(logits**2)
+
+        convolutions = str(jax.make_jaxpr(jax.grad(loss))(params)).count("conv_general_dilated")
+        return *jax.jit(jax.value_and_grad(loss))(params), convolutions
+
+    assert jax.tree.structure(tiny.params(again)) == jax.tree.structure(params)
+    (value, grads, more), (expected, expected_grads, convolutions) = gradient(again), gradient(kept)
+    assert more > convolutions
+    assert float(value) == pytest.approx(float(expected), rel=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), grads, expected_grads)
+    assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(grads)) > 1e-3
+
+
 def test_kernels_start_as_documented():
     key = jax.random.key(0, impl="rbg")  # compiles in a fifth of the time
     params = jax.jit(UNet(num_layers=1, num_classes=64).init)(key, jnp.zeros((1, 16, 16, 3)))["params"]

@@ -38,7 +38,8 @@ def rows(run_dir: Path) -> list[dict]:
 
 def checkpoint(run_dir: Path, which: str):
     config = read_run(run_dir)
-    state = abstract_state(build.model(config), build.optimizer(config), image_shape=build.image_shape(config))
+    optimizer = build.optimizer(config, 100)  # of any number of steps: their arrays are the same
+    state = abstract_state(build.model(config), optimizer, image_shape=build.image_shape(config))
     tree = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     with Checkpoints(run_dir / "checkpoints" / which, keep=None) as checkpoints:
@@ -51,8 +52,10 @@ def same_run(a: Path, b: Path) -> None:
         assert record_a == record_b  # early-stopping count, best epoch and the whole history
         for x, y in zip(jax.tree.leaves(tree_a), jax.tree.leaves(tree_b), strict=True):
             np.testing.assert_array_equal(x, y)
-    for name in ("train_losses.csv", "train_metrics.csv", "metrics.jsonl"):
+    for name in ("train_losses.csv", "train_metrics.csv"):
         assert (a / name).read_text() == (b / name).read_text(), name
+    results = [[row for row in rows(run) if row.get("kind") not in ("start", "time")] for run in (a, b)]
+    assert results[0] == results[1]  # all but how long it took
 
 
 def steps_per_epoch(run_dir: Path) -> int:
@@ -107,6 +110,48 @@ def test_a_finished_run_prints_its_table_again_and_trains_nothing(uninterrupted)
     assert done.returncode == 0, done.stderr
     assert "3 epochs" in done.stdout
     assert before == {p: p.stat().st_mtime_ns for p in (whole / "checkpoints").rglob("*")}
+
+
+def test_a_run_may_go_on_with_its_slices_kept_elsewhere_and_ends_bit_for_bit_the_same(uninterrupted, tmp_path):
+    cache, whole = uninterrupted
+    for kept, epochs in (("memory", 1), ("device", 3)):
+        args = (*ARGS, f"--data.cache={kept}", f"--train.epochs={epochs}")
+        done = run("train", *args, cwd=tmp_path, env=environment(cache))
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "going on after step" in done.stdout
+    same_run(whole, tmp_path / "run")
+
+
+def test_a_run_records_where_its_time_went(uninterrupted):
+    _, whole = uninterrupted
+    start, *epochs = (row for row in rows(whole) if row.get("kind") in ("start", "time"))
+    assert start["kind"] == "start" and start["step"] == 1
+    assert 0 < start["import"] < start["first_step"] and 0 < start["compile"] < start["first_step"]
+    assert [row["epoch"] for row in epochs] == [1, 2, 3]
+    assert all(row["seconds"] > 0 and 0 <= row["waited"] <= 1 for row in epochs)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_a_divided_optimizer_on_another_number_of_devices(uninterrupted, tmp_path):
+    cache, _ = uninterrupted
+    args = (*TINY, "--run_dir=run", "--train.accumulate=2", "--train.lr_rule=sqrt", "--train.warmup_epochs=1.5")
+    starts = {
+        "plain": [(1, "--train.epochs=2")],
+        "divided": [
+            (4, "--train.epochs=1", "--train.shard_optimizer", "--model.remat", "--data.cache=device"),
+            (2, "--train.epochs=2", "--train.shard_optimizer"),
+        ],
+    }
+    for name, commands in starts.items():
+        (tmp_path / name).mkdir()
+        for devices, *options in commands:
+            done = run("train", *args, *options, cwd=tmp_path / name, env=environment(cache, devices))
+            assert done.returncode == 0, done.stdout + done.stderr
+    assert "going on after step" in done.stdout
+    (expected, record), (found, found_record) = (checkpoint(tmp_path / name / "run", "last") for name in starts)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+    assert found_record["best_loss"] == pytest.approx(record["best_loss"], rel=1e-3)
 
 
 def test_another_configuration_is_refused_and_changes_nothing(uninterrupted):

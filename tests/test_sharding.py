@@ -11,11 +11,22 @@ import tiny
 from jax.sharding import AxisType, PartitionSpec
 
 from jaxunet import UNet
+from jaxunet.checkpoint import Checkpoints, abstract_like
 from jaxunet.losses import LOSSES, dice_loss
-from jaxunet.sharding import global_batch, make_mesh, replicate, replicated, split_rows
-from jaxunet.step import compile_eval_step, compile_predict_step, compile_train_step
+from jaxunet.sharding import (
+    batch_sharding,
+    global_batch,
+    make_mesh,
+    replicate,
+    replicate_from_host,
+    replicated,
+    split_largest_axes,
+    split_rows,
+)
+from jaxunet.step import compile_eval_step, compile_predict_step, compile_train_step, state_sharding
 
 NETWORK = UNet(base_filters=2, num_layers=1, dropout_rate=0.4)
+PIXELWISE = tiny.Pixelwise()
 # Plain gradient descent: Adam divides each gradient by its size, and with it the rounding of those that are zero.
 DESCENT = optax.sgd(0.1)
 
@@ -103,6 +114,96 @@ def test_predictions_stay_on_the_device_of_their_image():
     np.testing.assert_allclose(
         probabilities, jax.nn.sigmoid(model.apply({"params": params}, images)), rtol=1e-5, atol=1e-7
     )
+
+
+def squares(logits, masks, *, weight):
+    return jnp.mean(weight[:, None, None, None] * (jax.nn.sigmoid(logits) - masks) ** 2)
+
+
+def step_of(mesh, inputs, rows):
+    """A step and the loss before it, of a batch that holds its slices or names them by their row."""
+    options = {"loss": squares, "batch_sharding": batch_sharding(inputs, mesh) if rows else None}
+    state = replicate(tiny.state(PIXELWISE, DESCENT), mesh)
+    loss, _ = compile_eval_step(mesh, apply_fn=PIXELWISE.apply, **options)(state.params, inputs, rows=8)
+    step = compile_train_step(mesh, seed=3, **options).lower(state, inputs).compile()
+    state, result = step(state, inputs)
+    return jax.device_get((state.params, result, loss)), step.as_text()
+
+
+@functools.cache
+def step_of_pixels():
+    mesh = make_mesh(jax.devices()[:1])
+    return step_of(mesh, global_batch({n: lopsided_batch()[n] for n in ("image", "mask", "weight")}, mesh), False)[0]
+
+
+@functools.cache
+def step_of_rows(devices: int):
+    mesh, batch, order = make_mesh(jax.devices()[:devices]), lopsided_batch(), np.array([5, 7, 2, 0, 1, 3, 6, 4])
+    pixels = {name: np.ones((9, *batch[name].shape[1:]), np.uint8) for name in ("image", "mask")}
+    for name, values in pixels.items():
+        values[order] = batch[name]  # row 8 belongs to nobody
+    inputs = global_batch({"row": order.astype(np.int32), "weight": batch["weight"]}, mesh)
+    return step_of(mesh, inputs | {"pixels": replicate_from_host(pixels, mesh)}, True)
+
+
+@pytest.mark.parametrize("devices", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4)), 8])
+def test_slices_named_by_their_row_give_the_step_of_the_slices_and_none_travels(devices):
+    found, text = step_of_rows(devices)
+    if devices == 1:
+        jax.tree.map(np.testing.assert_array_equal, found, step_of_pixels())
+    else:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, step_of_pixels())
+        assert "all-reduce(" in text
+        assert tiny.travelling(text) <= 8  # a number an image, for the metrics
+    assert float(found[1]["grad_norm"]) > 0.01
+
+
+@functools.cache
+def steps_of_adam(devices: int, split: bool):
+    """Three steps; the state stays on its devices."""
+    mesh = make_mesh(jax.devices()[:devices])
+    state = tiny.state(
+        PIXELWISE, optax.adam(1e-3, eps=1e-3)
+    )  # of 1e-7, it would blow up the rounding of zero gradients
+    places = state_sharding(state, mesh, split_optimizer=split)
+    state = jax.device_put(state, places)
+    step = compile_train_step(mesh, loss=squares, seed=3, state_sharding=places)
+    for seed in range(3):
+        state, _ = step(state, global_batch(tiny.batch(8, seed=seed), mesh))
+    return state
+
+
+@pytest.mark.parametrize("devices", [pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 4)] + [8])
+def test_a_divided_optimizer_gives_the_same_parameters_in_a_part_of_the_memory(devices):
+    state, expected = steps_of_adam(devices, split=True), steps_of_adam(1, split=False)
+    for found, wanted in ((state.params, expected.params), (state.opt_state, expected.opt_state)):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *jax.device_get((found, wanted)))
+    moments = jax.tree.leaves((state.opt_state[0].mu, state.opt_state[0].nu))
+    sizes = [(leaf.addressable_shards[0].data.size, leaf.size) for leaf in moments]
+    assert all(
+        part * devices == whole for part, whole in sizes if whole > 1
+    )  # the bias of the last layer is one number
+    assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves((state.params, state.step)))
+
+
+def test_a_divided_optimizer_is_restored_on_other_devices_and_whole(tmp_path):
+    saved = steps_of_adam(8, split=True)
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(3, {"opt_state": saved.opt_state}, {})
+        for devices, split in ((1, False), (4, True), (2, False), (8, True)):
+            mesh = make_mesh(jax.devices()[:devices])
+            places = {"opt_state": state_sharding(saved, mesh, split_optimizer=split).opt_state}
+            tree, _ = checkpoints.restore(abstract_like({"opt_state": saved.opt_state}, places))
+            jax.tree.map(np.testing.assert_array_equal, *jax.device_get((tree["opt_state"], saved.opt_state)))
+            found = jax.tree.map(lambda leaf, place: leaf.sharding.is_equivalent_to(place, leaf.ndim), tree, places)
+            assert all(jax.tree.leaves(found))
+
+
+def test_arrays_are_divided_along_their_largest_axis_that_divides():
+    shapes = {"kernel": (3, 3, 16, 32), "tie": (8, 8), "odd": (3, 3, 12, 9), "bias": (4,), "scalar": ()}
+    leaves = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    specs = {name: tuple(sharding.spec) for name, sharding in split_largest_axes(leaves, make_mesh()).items()}
+    assert specs == {"kernel": (None, None, None, "data"), "tie": ("data",), "odd": (), "bias": (), "scalar": ()}
 
 
 def test_the_mesh_has_one_automatic_axis_over_all_devices_in_order():

@@ -14,7 +14,9 @@ from rich.console import Console
 
 from data_pipeline.source import DataError
 from experiments import build, train
+from experiments.clock import Clock
 from experiments.config import Config, ConfigError, override
+from experiments.feed import Feed
 from experiments.log import Meter, RunLog
 from experiments.progress import Progress
 from experiments.signals import StopRequest, anywhere
@@ -62,8 +64,9 @@ def collapse(epochs, loss=0.5, empty=True):
         validate=lambda state: ({"loss": loss}, empty),
         best=SimpleNamespace(save=lambda *args: None),
         config=SimpleNamespace(train=SimpleNamespace(patience=10, metrics=("loss", "val_loss"))),
+        clock=Clock(),
     )
-    log = SimpleNamespace(epoch=lambda history: None)
+    log = SimpleNamespace(epoch=lambda history: None, time=lambda row: None)
     text, progress = io.StringIO(), Progress()
     for step in range(epochs):
         train.end_epoch(trainer, SimpleNamespace(params=None), step, progress, log, Console(file=text))
@@ -83,25 +86,26 @@ def test_a_validation_loss_that_is_not_finite_prints_a_warning(loss):
 
 
 def test_steps_before_a_slice_that_cannot_be_read_are_saved():
-    def batches(after):
+    def batches():
         for _ in range(3):
             yield {name: np.zeros(1) for name in ("image", "mask", "weight")}
         raise DataError("slice b_1 cannot be read")
 
     saved, synced = [], []
     sums = PixelSums(*(np.ones(2) for _ in PixelSums._fields))
-    metrics = {"finite": True, "loss": 0.5, "sums": sums, "grad_norm": 1.0}
+    metrics = {"finite": True, "loss": jnp.float32(0.5), "sums": sums, "grad_norm": 1.0}
     trainer = SimpleNamespace(
         config=override(Config(), {"train.patience": 1}),
         total=8,
         steps_per_epoch=8,
         mesh=make_mesh(jax.devices()[:1]),
-        batches=batches,
+        feed=lambda step: Feed(batches(), lambda batch: batch),
+        clock=Clock(),
         train_step=lambda state, batch: (SimpleNamespace(step=state.step + 1), metrics),
         last=SimpleNamespace(latest=None),
         save=lambda state, step, progress: saved.append((state.step, step, len(synced))),
     )
-    log = SimpleNamespace(step=lambda row: None, sync=lambda: synced.append(True))
+    log = SimpleNamespace(step=lambda row: None, time=lambda row: None, sync=lambda: synced.append(True))
     with pytest.raises(DataError, match="b_1"):
         train.fit(trainer, SimpleNamespace(step=0), Progress(), log, Console(file=io.StringIO()))
     assert saved == [(3, 3, 1)]
