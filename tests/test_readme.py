@@ -13,6 +13,8 @@ import pytest
 import tyro
 
 from experiments import cli
+from experiments.bench.__main__ import COMMANDS as COMMANDS_OF_BENCH
+from experiments.bench.options import parse
 from experiments.config import PRESETS
 from experiments.ini import INI_KEYS
 from jaxunet.losses import LOSSES
@@ -31,6 +33,12 @@ PROGRAMS = [command.partition(" -m ")[2] for command in COMMANDS if " -m " in co
 def test_a_command_names_a_program_and_options_that_parse(command):
     module, *flags = shlex.split(command)
     assert importlib.util.find_spec(module)
+    if module == "experiments.bench":
+        name = flags.pop(0) if flags and not flags[0].startswith("-") else "step"
+        assert name in COMMANDS_OF_BENCH
+        options = importlib.import_module(f"{module}.{name}").Options
+        parse(options, flags, command=name)
+        return
     words = [flag for flag in flags if not flag.startswith("--out=")]  # an option of export alone
     assert len(cli.read_flags(words)) == len(words)
 

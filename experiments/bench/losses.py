@@ -1,0 +1,152 @@
+"""`python -m experiments.bench losses`: every loss with its gradient, on logits that lie on the device."""
+
+import dataclasses
+import importlib.util
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from experiments.bench.options import Names, at_least, check_names, parse
+from experiments.bench.workers import Worker
+from experiments.config import LOSS_NAMES, raise_problems
+
+SUITES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "jaxunet": ("experiments.bench.losses:jaxunet", ("jax",)),
+}
+"""Libraries of losses: `module:function`, which takes `size` and `batch`, and what must be installed.
+
+The function returns `names() -> {name of a loss here: what it is called there}` and `run(loss, steps)`, which computes
+value and gradient `steps` times and waits for the last; `value(loss)` and `describe()` are for the report.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Every loss with its gradient with respect to the logits."""
+
+    size: int = 256
+    """Height and width of the images in pixels."""
+    batch: int = 16
+    """Images a step."""
+    only: Names = ()
+    """Losses by name; none: all."""
+    rounds: int = 5
+    """Turns of each loss."""
+    seconds: float = 0.5
+    """Least duration of a turn."""
+    json: str | None = None
+    """A new file for all figures."""
+
+
+def jaxunet(size: int, batch: int) -> dict[str, Callable[..., Any]]:
+    """The losses of the library, each compiled with its gradient."""
+    import jax
+    import jax.numpy as jnp
+
+    from experiments.bench.jax_programs import device_names
+    from experiments.bench.workload import Workload, images_and_masks
+    from jaxunet.losses import LOSSES
+
+    masks = jnp.asarray(images_and_masks(Workload(size=size, batch=batch))[1])
+    logits = jax.random.normal(jax.random.key(0), masks.shape)
+    compiled = {name: jax.jit(jax.value_and_grad(loss.fn)) for name, loss in LOSSES.items()}
+
+    def run(loss: str, steps: int) -> None:
+        for _ in range(steps):
+            result = compiled[loss](logits, masks)
+        jax.block_until_ready(result)
+
+    def temporary_bytes(loss: str) -> int:
+        plan = compiled[loss].lower(logits, masks).compile().memory_analysis()
+        return plan.temp_size_in_bytes if plan else 0
+
+    return {
+        "names": lambda: {name: name for name in LOSSES},
+        "describe": device_names,
+        "value": lambda loss: float(compiled[loss](logits, masks)[0]),
+        "run": run,
+        "temporary_bytes": temporary_bytes,
+    }
+
+
+def measure(options: Options) -> dict[str, Any]:
+    """Measures all losses of all installed libraries, interleaved.
+
+    Returns:
+      `{"machine", "results": [{"suite", "loss", "called", "value", "first_seconds", "step_seconds", ...}], "absent"}`.
+    """
+    from experiments.bench.machine import processor
+    from experiments.bench.results import summarise
+
+    workers: dict[str, Worker] = {}
+    absent: dict[str, str] = {}
+    rows: list[dict[str, Any]] = []
+    machine: dict[str, Any] = {"processor": processor()}
+    try:
+        for suite, (target, packages) in SUITES.items():
+            missing = [package for package in packages if importlib.util.find_spec(package) is None]
+            if missing:
+                absent[suite] = f"{' and '.join(missing)} not installed"
+                continue
+            worker = workers[suite] = Worker(suite, target, {"size": options.size, "batch": options.batch})
+            machine[suite] = worker.call("describe")
+            names = worker.call("names")
+            rows += [_first(worker, suite, loss, called, options) for loss, called in names.items()]
+        rows = [row for row in rows if row]
+        for number in range(options.rounds):
+            for row in (*rows[number % len(rows) :], *rows[: number % len(rows)]):
+                worker = workers[row["suite"]]
+                worker.call("run", loss=row["loss"], steps=row["steps"])
+                row["seconds"].append(worker.seconds / row["steps"])
+    finally:
+        for worker in workers.values():
+            worker.close()
+    results = [{**row, "step_seconds": summarise(row.pop("seconds"))} for row in rows]
+    return {"machine": machine, "results": results, "absent": absent}
+
+
+def _first(worker: Worker, suite: str, loss: str, called: str, options: Options) -> dict[str, Any]:
+    """Compiles a loss and finds how often it fits into a turn; empty if it was not asked for."""
+    if options.only and loss not in options.only:
+        return {}
+    value = worker.call("value", loss=loss)
+    first = worker.seconds
+    for _ in range(2):
+        worker.call("run", loss=loss, steps=1)
+    row = {"suite": suite, "loss": loss, "called": called, "value": value, "first_seconds": first, "seconds": []}
+    row["steps"] = max(1, math.ceil(options.seconds / max(worker.seconds, 1e-6)))
+    if suite == "jaxunet":
+        row["temporary_bytes"] = worker.call("temporary_bytes", loss=loss)
+    return row
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measures, prints a table and writes what was asked for."""
+    options = parse(Options, argv, command="losses")
+    from experiments import report
+    from experiments.bench import results
+
+    problems = at_least(1, batch=options.batch, rounds=options.rounds, size=options.size)
+    raise_problems([*problems, *check_names("only", options.only, LOSS_NAMES)])
+    results.check_new(options.json)
+    content = measure(options)
+    results.write_json(options.json, "losses", dataclasses.asdict(options), content)
+    title = (
+        f"loss and gradient, batch {options.batch} of {options.size}x{options.size}, median of {options.rounds} rounds"
+    )
+    rows = [
+        [
+            row["loss"],
+            row["suite"],
+            results.milliseconds(row["step_seconds"]["median"]),
+            results.spread(row["step_seconds"]),
+            f"{row['temporary_bytes'] / 1e6:.1f}" if "temporary_bytes" in row else "-",
+            f"{row['value']:.4f}",
+        ]
+        for row in content["results"]
+    ]
+    report.table(title, ("loss", "library", "ms", "least to most", "temporary MB", "value"), rows)
+    for suite, reason in content["absent"].items():
+        sys.stdout.write(f"absent: {suite} ({reason})\n")
+    return 0

@@ -1,0 +1,192 @@
+"""Contenders side by side: they start, show that they compute the same, and take turns."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from experiments.bench.contenders import CONTENDERS, baseline
+from experiments.bench.workers import Worker, WorkerError
+from experiments.bench.workload import Workload, parameter_count
+
+TOLERANCE = {"float32": 1e-4, "reduced": 2e-2}
+"""Largest relative difference of the loss: float32 on a CPU, and bfloat16 or TF32."""
+
+WARM_UP = 2
+"""Steps after the first, which compiles, that are not counted."""
+
+
+class ValueMismatchError(RuntimeError):
+    """A contender computes something else; the message names both and their values."""
+
+    exit_code = 3
+
+
+@dataclasses.dataclass
+class Seat:
+    """A contender's place in the rounds.
+
+    Attributes:
+      name: key in `CONTENDERS`.
+      work: the workload, the same for all.
+      environment: variables of its process.
+      resident: whether the process stays between turns; otherwise every turn starts anew.
+      least_seconds: duration of a turn.
+      seconds: a step of each round.
+      facts: what was learned at the first start and after the first turn.
+      failure: why it has left, if it has.
+    """
+
+    name: str
+    work: Workload
+    environment: Mapping[str, str]
+    resident: bool
+    least_seconds: float
+    seconds: list[float] = dataclasses.field(default_factory=list)
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    failure: str = ""
+    idle_cpu_seconds: float = 0.0
+    _worker: Worker | None = None
+    _steps: int = 1
+
+    def guard(self, action: Callable[[], None]) -> None:
+        """Does something with the process; a failure ends the contender's part and is kept for the report."""
+        if self.failure:
+            return
+        try:
+            action()
+        except WorkerError as error:
+            self.failure = str(error)
+            self.close()
+
+    def start(self) -> None:
+        """Starts the process and warms it up; the first time, its parameters are counted and its loss is taken."""
+        contender = CONTENDERS[self.name]
+        worker = self._worker = Worker(
+            contender.label,
+            f"experiments.bench.{contender.target}",
+            contender.arguments(self.work),
+            environment=self.environment,
+        )
+        first = not self.facts
+        if first:
+            self.facts = {**worker.call("describe"), "value": worker.call("value")}
+            self._check_parameters()
+        losses = [worker.call("run", steps=1)]
+        first_seconds = worker.seconds
+        losses += [worker.call("run", steps=1) for _ in range(WARM_UP)]
+        self._steps = max(1, math.ceil(self.least_seconds / max(worker.seconds, 1e-6)))
+        if first:
+            self.facts |= {"first_step_seconds": first_seconds, "losses": losses}
+
+    def turn(self) -> None:
+        """Makes the steps of a round."""
+        if self._worker is None:
+            self.start()
+        worker = self._worker
+        assert worker is not None
+        loss = worker.call("run", steps=self._steps)
+        self.seconds.append(worker.seconds / self._steps)
+        if loss is not None and not math.isfinite(loss):
+            raise WorkerError(f"{worker.name} reached a loss of {loss}")
+        if not self.resident:
+            self.leave()
+
+    def leave(self) -> None:
+        """Asks for the memory, once, and ends the process."""
+        if self._worker and "memory" not in self.facts:
+            self.facts["memory"] = self._worker.call("memory")
+            self.facts["process_peak_bytes"] = self._worker.call("process_peak_bytes")
+            if self.name.startswith(("jaxunet", "flax")):
+                self.facts["flops"] = self._worker.call("flops")
+        self.close()
+
+    def close(self) -> None:
+        """Ends the process."""
+        if self._worker:
+            self.idle_cpu_seconds += self._worker.idle_cpu_seconds
+            self._worker.close()
+            self._worker = None
+
+    def _check_parameters(self) -> None:
+        expected, found = parameter_count(self.work), self.facts["parameters"]
+        if CONTENDERS[self.name].same_network and found != expected:
+            raise ValueMismatchError(f"{self.name} has {found} parameters, the network has {expected}")
+
+
+def compete(seats: Sequence[Seat], rounds: int, advance: Callable[[], None]) -> None:
+    """Lets the seats take turns, beginning with another one each round; one process works at a time.
+
+    Args:
+      seats: the contenders; those that fail keep the reason in `failure`.
+      rounds: turns of each.
+      advance: called after every turn.
+
+    Raises:
+      ValueMismatchError: parameters or losses differ, so that times cannot be compared.
+    """
+    try:
+        for seat in seats:
+            seat.guard(seat.start if seat.resident else seat.turn)
+            advance()
+        check_values(seats)
+        for number in range(0 if seats and seats[0].resident else 1, rounds):
+            first = number % max(len(seats), 1)
+            for seat in (*seats[first:], *seats[:first]):
+                seat.guard(seat.turn)
+                advance()
+        for seat in seats:
+            seat.guard(seat.leave)
+    finally:
+        for seat in seats:
+            seat.close()
+
+
+def take_turns(workers: Mapping[Any, Worker], rounds: int, least_seconds: float) -> dict[Any, list[float]]:
+    """Lets processes that are warm take turns, beginning with another one each round.
+
+    Args:
+      workers: each serves `run(steps)`.
+      rounds: turns of each.
+      least_seconds: duration of a turn.
+
+    Returns:
+      Seconds a step of every round, by the key of the process.
+    """
+    steps, keys = {}, list(workers)
+    for key, worker in workers.items():
+        for _ in range(WARM_UP):
+            worker.call("run", steps=1)
+        steps[key] = max(1, math.ceil(least_seconds / max(worker.seconds, 1e-6)))
+    seconds: dict[Any, list[float]] = {key: [] for key in keys}
+    for number in range(rounds):
+        first = number % len(keys)
+        for key in (*keys[first:], *keys[:first]):
+            workers[key].call("run", steps=steps[key])
+            seconds[key].append(workers[key].seconds / steps[key])
+    return seconds
+
+
+def check_values(seats: Sequence[Seat]) -> None:
+    """Compares the loss on the common weights, and without dropout those of the first steps.
+
+    Raises:
+      ValueMismatchError: a contender of the same network found another value.
+    """
+    present = [seat for seat in seats if not seat.failure and CONTENDERS[seat.name].same_network]
+    if not present:
+        return
+    named = {seat.name: seat for seat in present}
+    reference = named[baseline(present[0].name, list(named)) or present[0].name]
+    for seat in present:
+        exact = CONTENDERS[seat.name].dtype == "float32" and seat.facts["platform"] == "cpu"
+        tolerance = TOLERANCE["float32" if exact else "reduced"]
+        pairs = [(seat.facts["value"], reference.facts["value"])]
+        if seat.work.dropout_rate == 0 and seat.work.task == "train":
+            pairs += list(zip(seat.facts["losses"], reference.facts["losses"], strict=True))
+        for found, expected in pairs:
+            if not math.isclose(found, expected, rel_tol=tolerance, abs_tol=1e-6):
+                raise ValueMismatchError(
+                    f"{seat.name} finds {found:.6g} where {reference.name} finds {expected:.6g} "
+                    f"({seat.work.task}, {seat.work.loss}): they do not compute the same"
+                )

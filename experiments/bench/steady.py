@@ -1,0 +1,94 @@
+"""`python -m experiments.bench steady`: whether time and memory stay level over thousands of steps."""
+
+import dataclasses
+import statistics
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from experiments.bench.options import Network, at_least, parse
+from experiments.bench.workers import Worker
+from experiments.bench.workload import Workload
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(Network):
+    """Many training steps in one process: time and memory of the first quarter beside those of the last."""
+
+    size: int = 64
+    """Height and width of the images in pixels; a multiple of 2^num_layers."""
+    batch: int = 4
+    """Images a step."""
+    loss: str = "hybrid"
+    """bce or hybrid."""
+    steps: int = 2000
+    """Training steps."""
+    block: int = 20
+    """Steps between two looks at clock and memory; a quarter of all at most."""
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values."""
+        found = [*super().problems(), *at_least(1, batch=self.batch, block=self.block)]
+        if self.block >= 1 and self.steps < 4 * self.block:
+            found.append(f"steps={self.steps}: must be at least four blocks of {self.block}")
+        if self.loss not in ("bce", "hybrid"):
+            found.append(f"loss={self.loss}: must be bce or hybrid")
+        return found
+
+
+def measure(options: Options) -> dict[str, Any]:
+    """Trains and looks at the clock and the memory after every block.
+
+    Returns:
+      `{"machine", "step_seconds": a block, "resident_bytes": a block, "quarters": [{"step_seconds", "resident_bytes"}],
+      "time_ratio": last over first quarter, "bytes_a_step": slope of the last three quarters}`.
+    """
+    network = {name: getattr(options, name) for name in ("size", "base_filters", "num_layers", "dropout_rate")}
+    work = Workload(batch=options.batch, loss=options.loss, **network)
+    seconds, resident = [], []
+    with Worker("jaxunet", "experiments.bench.jax_programs:jaxunet", dataclasses.asdict(work)) as worker:
+        machine = worker.call("describe")
+        for _ in range(3):
+            worker.call("run", steps=1)
+        for _ in range(options.steps // options.block):
+            worker.call("run", steps=options.block)
+            seconds.append(worker.seconds / options.block)
+            resident.append(worker.call("resident_bytes"))
+    quarter = len(seconds) // 4
+    parts = [slice(0, quarter), slice(quarter, 2 * quarter), slice(2 * quarter, 3 * quarter), slice(3 * quarter, None)]
+    quarters = [
+        {"step_seconds": statistics.median(seconds[part]), "resident_bytes": statistics.median(resident[part])}
+        for part in parts
+    ]
+    late = resident[quarter:]
+    slope = statistics.linear_regression(range(len(late)), late).slope / options.block
+    return {
+        "machine": machine,
+        "step_seconds": seconds,
+        "resident_bytes": resident,
+        "quarters": quarters,
+        "time_ratio": quarters[-1]["step_seconds"] / quarters[0]["step_seconds"],
+        "bytes_a_step": slope,
+    }
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measures, prints a table and writes what was asked for."""
+    options = parse(Options, argv, command="steady")
+    from experiments import report
+    from experiments.bench import results
+
+    results.check_new(options.json)
+    content = measure(options)
+    results.write_json(options.json, "steady", dataclasses.asdict(options), content)
+    rows = [
+        [name, results.milliseconds(quarter["step_seconds"]), f"{quarter['resident_bytes'] / 1e6:.1f}"]
+        for name, quarter in zip(("first", "second", "third", "last"), content["quarters"], strict=True)
+    ]
+    title = f"{options.steps} training steps, {options.loss}, batch {options.batch} of {options.size}x{options.size}x3"
+    report.table(title, ("quarter", "ms a step, median", "process MB, median"), rows)
+    sys.stdout.write(
+        f"last quarter over first: {content['time_ratio']:.3f}; "
+        f"memory after the first quarter: {content['bytes_a_step'] / 1e3:+.3f} kB a step\n"
+    )
+    return 0

@@ -1,0 +1,381 @@
+"""The benchmark: contenders compute the same and take turns; every command leaves figures."""
+
+import importlib
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from programs import environment
+
+from experiments.bench import contenders, losses, machine, results, rounds, scaling, steady, step, trace, worker
+from experiments.bench.__main__ import COMMANDS, main
+from experiments.bench.rounds import Seat, ValueMismatchError, check_values
+from experiments.bench.workers import Worker, WorkerError
+from experiments.bench.workload import Workload, images_and_masks, layer_shapes, parameter_count
+from experiments.cli import run_program
+from experiments.config import ConfigError
+from jaxunet import UNet
+from jaxunet.losses import LOSSES
+
+ROOT = Path(__file__).parent.parent
+TINY = ("--size=16", "--base_filters=2", "--num_layers=1")
+QUICK = ("--rounds=2", "--seconds=0.02")
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory):
+    return environment(tmp_path_factory.mktemp("cache"))
+
+
+def bench(*words, cwd, env, code=0):
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.bench", *words],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+# --- what is computed
+
+
+def test_the_workload_is_the_documented_network():
+    work = Workload()
+    assert parameter_count(work) == 31_110_001
+    images = jax.ShapeDtypeStruct((1, work.size, work.size, 3), "uint8")
+    params = jax.eval_shape(UNet().init, jax.random.key(0), images)["params"]
+    assert {name: leaf["kernel"].shape for name, leaf in params.items()} == layer_shapes(work)
+
+
+def test_every_image_of_a_batch_holds_tumour():
+    work = Workload(size=32, batch=3, base_filters=4, num_layers=2)
+    images, masks = images_and_masks(work)
+    assert images.shape == (3, 32, 32, 3)
+    assert images.dtype == masks.dtype == np.uint8
+    assert set(np.unique(masks)) == {0, 1}
+    assert (masks.sum((1, 2, 3)) > 0).all()
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory, env):
+    """A run of both JAX contenders without dropout, the README's table included."""
+    place = tmp_path_factory.mktemp("step")
+    before, after = results.marks("step")
+    (place / "README.md").write_text(f"above\n\n{before}\nold table\n{after}\n\nbelow\n", encoding="utf-8")
+    words = ("--only=jaxunet,flax", "--task=train", "--loss=hybrid", "--dropout_rate=0", "--batch=2")
+    done = bench(*TINY, *QUICK, *words, "--json=figures.json", "--write_readme", cwd=place, env=env)
+    return place, done.stdout, json.loads((place / "figures.json").read_text())
+
+
+def test_plain_flax_finds_the_same_losses_step_after_step(compared):
+    _, _, content = compared
+    ours, plain = content["results"]
+    assert len(set(ours["losses"])) == len(ours["losses"]) == 1 + rounds.WARM_UP  # it learns
+    np.testing.assert_allclose(plain["losses"], ours["losses"], rtol=1e-5)
+    np.testing.assert_allclose([ours["losses"][0], plain["value"]], ours["value"], rtol=1e-5)
+
+
+def products(work):
+    """Shape of each kernel and the pixels of the batch that it is applied to."""
+    for name, shape in layer_shapes(work).items():
+        level = 0 if name == "head" else int(name[7]) + name.endswith("_up")
+        yield shape, work.batch * (work.size >> level) ** 2
+
+
+def test_the_figures_say_what_they_promise(compared):
+    _, _, content = compared
+    assert (content["format"], content["command"]) == (results.FORMAT, "step")
+    assert content["options"]["batch"] == [2]
+    assert [(row["task"], row["contender"]) for row in content["results"]] == [("train", "jaxunet"), ("train", "flax")]
+    assert content["failed"] == content["absent"] == {}
+    assert 0 <= content["idle_cpu_share"] < 0.5
+    work = Workload(size=16, base_filters=2, num_layers=1, batch=2)
+    for row in content["results"]:
+        assert row["parameters"] == parameter_count(work)
+        assert len(row["step_seconds"]["rounds"]) == 2
+        low, high = row["step_seconds"]["range"]
+        assert 0 < low <= row["step_seconds"]["median"] <= high
+        assert row["images_per_second"] == pytest.approx(2 / row["step_seconds"]["median"])
+        assert row["first_step_seconds"] > low  # it compiles
+        assert 4 * row["parameters"] < row["memory_bytes"] < row["process_peak_bytes"]
+        share = row["network_flops"] / row["step_seconds"]["median"] / content["peaks"]["matmul_float32"]
+        assert row["matmul_share"] == pytest.approx(share)
+        assert row["memory_bytes"] > 3 * 4 * row["parameters"]  # parameters and the two moments of Adam
+        forward = 2 * sum(math.prod(shape) * places for shape, places in products(work))
+        assert 2.5 * forward < row["network_flops"] < 4 * forward  # and two gradients, and what is no product
+    assert content["results"][0]["ratio_to_ours"] == 1
+
+
+def test_the_table_and_the_readme_carry_the_figures(compared):
+    place, out, content = compared
+    assert "training step, hybrid, batch 2 of 16x16x3" in out
+    assert "plain Flax" in out
+    assert "measured peaks: float32 matmul" in out
+    text = (place / "README.md").read_text(encoding="utf-8")
+    assert text.startswith("above\n\n<!-- bench step -->\n")
+    assert text.endswith("\n<!-- end of bench step -->\n\nbelow\n")
+    assert "old table" not in text
+    for row in content["results"]:
+        assert results.milliseconds(row["step_seconds"]["median"]) in text
+
+
+# --- who takes part
+
+
+def test_who_is_not_installed_is_named_and_nobody_else_misses_them(monkeypatch):
+    found = {name: contender.packages for name, contender in contenders.CONTENDERS.items()}
+    assert found["monai"] == ("torch", "monai")
+    monkeypatch.setattr(contenders.importlib.util, "find_spec", lambda name: None if name == "torch" else object())
+    present, absent = step.choose(step.Options(), "cpu")
+    assert present == ["jaxunet", "flax", "keras"]
+    assert absent["pytorch_compiled"] == "torch not installed"
+    assert set(absent) == {"pytorch", "pytorch_compiled", "pytorch_bf16", "pytorch_bf16_compiled", "monai"}
+
+
+def test_bfloat16_of_xla_takes_part_on_accelerators_or_where_it_is_asked_for():
+    assert "jaxunet_bf16" not in step.choose(step.Options(), "cpu")[0]
+    assert "jaxunet_bf16" in step.choose(step.Options(), "gpu")[0]
+    assert step.choose(step.Options(only=("jaxunet_bf16",)), "cpu")[0] == ["jaxunet_bf16"]
+    assert step.choose(step.Options(dtype=("bfloat16",)), "gpu")[0][0] == "jaxunet_bf16"
+
+
+def test_a_contender_is_compared_with_ours_in_its_own_number_format_where_that_takes_part():
+    present = ["jaxunet", "jaxunet_bf16", "pytorch_bf16"]
+    assert contenders.baseline("pytorch_bf16", present) == "jaxunet_bf16"
+    assert contenders.baseline("pytorch_bf16", ["jaxunet", "pytorch_bf16"]) == "jaxunet"
+    assert contenders.baseline("flax", present) == "jaxunet"
+    assert contenders.baseline("flax", ["flax"]) is None
+
+
+def seat(name, value, found=(1.0, 0.9, 0.8), dropout_rate=0.0):
+    facts = {"value": value, "losses": list(found), "platform": "cpu", "parameters": 1}
+    return Seat(name, Workload(dropout_rate=dropout_rate), {}, True, 1.0, facts=facts)
+
+
+def test_times_of_programs_that_find_other_losses_are_never_compared():
+    check_values([seat("jaxunet", 1.0), seat("flax", 1.00005), seat("pytorch_bf16", 1.01), seat("monai", 7.0)])
+    with pytest.raises(ValueMismatchError, match=r"flax finds 1\.001 where jaxunet finds 1 "):
+        check_values([seat("jaxunet", 1.0), seat("flax", 1.001)])
+    with pytest.raises(ValueMismatchError, match="pytorch_bf16"):
+        check_values([seat("jaxunet", 1.0), seat("pytorch_bf16", 1.1)])
+    learning_otherwise = seat("keras", 1.0, (1.0, 0.95, 0.9))
+    with pytest.raises(ValueMismatchError, match="keras"):
+        check_values([seat("jaxunet", 1.0), learning_otherwise])
+    check_values([seat("jaxunet", 1.0, dropout_rate=0.1), seat("keras", 1.0, (1.0, 0.95, 0.9), dropout_rate=0.1)])
+
+
+# --- processes
+
+
+def test_a_worker_answers_however_much_it_prints_and_says_why_it_fails(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests"), str(ROOT)]))
+    with Worker("a worker", "bench_worker:simple", {"a": 1}, environment={"TOLD": "this"}) as process:
+        process.call("print")
+        assert process.call("echo", value=2) == [2, {"a": 1}]
+        assert process.call("environment") == "this"
+        assert process.seconds < 1
+        assert process.call("resident_bytes") <= process.call("process_peak_bytes") * 1.01
+        with pytest.raises(WorkerError, match=r"a worker failed in fail: ValueError: too small$"):
+            process.call("fail")
+        assert process.call("echo", value=3)[0] == 3
+        with pytest.raises(WorkerError, match="a worker died with code 7 in die"):
+            process.call("die")
+    with pytest.raises(WorkerError, match="failed in build: AttributeError"):
+        Worker("another", "bench_worker:unknown", {})
+
+
+def test_processor_time_of_a_waiting_process_is_counted(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests"), str(ROOT)]))
+    with Worker("busy", "bench_worker:restless", {}) as process:
+        process.call("wake")
+        time.sleep(0.5)
+        process.call("sleep")
+        assert process.idle_cpu_seconds > 0.02
+    with Worker("calm", "bench_worker:simple", {}) as process:
+        time.sleep(0.5)
+        process.call("echo", value=1)
+        assert process.idle_cpu_seconds < 0.02
+
+
+# --- figures
+
+
+def test_a_ratio_is_taken_within_each_round():
+    assert results.ratio([2.0, 20.0, 2.0], [1.0, 10.0, 1.0]) == 2.0  # a slow round slows both
+    summary = results.summarise([3.0, 1.0, 2.0, 5.0, 4.0])
+    assert (summary["median"], summary["quartiles"], summary["range"]) == (3.0, [2.0, 4.0], [1.0, 5.0])
+    assert results.summarise([1.5])["quartiles"] == [1.5, 1.5]
+
+
+def test_a_readme_without_one_place_for_the_table_is_refused(tmp_path):
+    path = tmp_path / "README.md"
+    first, last = results.marks("step")
+    for text in ("nothing", first, f"{last}\n{first}", f"{first}{first}{last}"):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match="has no place for the table"):
+            results.write_marked(path, "step", "table")
+        assert path.read_text() == text
+
+
+def test_the_rate_is_that_of_the_largest_matrix_that_takes_little_time(monkeypatch):
+    clock, tried = [0.0], []
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: clock[0])
+
+    def prepare(side):
+        tried.append(side)
+
+        def run():
+            clock[0] += 1e-9 * side**3 if side <= 512 else 1e-8 * side**3
+
+        return run
+
+    assert machine.matmul_rate("cpu", prepare, 1.0) == pytest.approx(2e9)  # two operations in a nanosecond
+    assert tried == [256, 512, 1024]
+
+
+# --- commands
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["stap"], "unknown command 'stap'; did you mean step?"),
+        (["--only=torch"], "only: unknown 'torch'; known are jaxunet, "),
+        (["--size=250"], "size=250: must be a positive multiple of 64 (2^num_layers)"),
+        (["--rounds=0", "--batch=4,0"], "2 problems:\n  batch=4,0: must be at least 1\n  rounds=0: must be at least 1"),
+        (["steady", "--steps=10"], "steps=10: must be at least four blocks of 20"),
+        (["scaling", "--loss=dise"], "loss=dise: must be bce or hybrid"),
+        (["losses", "--only=dise"], "only: unknown 'dise'; known are bce, "),
+        (["trace", "--dropout_rate=0.2"], "dropout_rate=0.2: times num_layers it must be from 0 to below 1"),
+        (["--json=tests/test_bench.py"], "--json=tests/test_bench.py exists already: name another file"),
+        (["--write_readme", "--readme=pyproject.toml"], "pyproject.toml has no place for the table"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_before_anything_starts(words, expected, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert run_program(main, words) == 2
+    assert capsys.readouterr().err.startswith(f"error: {expected}")
+
+
+def test_the_help_of_every_command_comes_without_jax_and_the_first_lists_all():
+    code = (
+        "import sys\nfrom experiments.bench.__main__ import COMMANDS, main\n"
+        "for words in [[], *([name] for name in COMMANDS)]:\n"
+        "    try: main([*words, '--help'])\n"
+        "    except SystemExit as end: assert end.code == 0\n"
+        "assert not {'jax', 'matplotlib', 'torch', 'tensorflow'} & set(sys.modules), 'slow'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for name, text in COMMANDS.items():
+        assert f"{name:8} {text}" in done.stdout
+        assert f"python -m experiments.bench {name}" in done.stdout
+
+
+class Here:
+    """A worker without a process of its own, which would spend seconds on imports."""
+
+    def __init__(self, name, target, arguments, *, environment=None):
+        module, _, function = target.partition(":")
+        self.functions = {
+            "resident_bytes": worker.resident_bytes,
+            **getattr(importlib.import_module(module), function)(**arguments),
+        }
+
+    def call(self, function, **arguments):
+        start = time.perf_counter()
+        result = self.functions[function](**arguments)
+        self.seconds = time.perf_counter() - start
+        return json.loads(json.dumps(result))  # what a process could answer
+
+    def close(self):
+        self.functions = {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, capsys):
+    """Runs a command in this process and returns what it printed and its figures."""
+    for module in (losses, machine, scaling, steady, trace):
+        monkeypatch.setattr(module, "Worker", Here)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*words):
+        assert run_program(main, [*words, f"--json={tmp_path / 'figures.json'}"]) == 0
+        return capsys.readouterr().out, json.loads((tmp_path / "figures.json").read_text())
+
+    return run
+
+
+def test_the_losses_are_all_timed(here):
+    out, content = here("losses", "--size=16", "--batch=2", *QUICK)
+    assert [row["loss"] for row in content["results"]] == list(LOSSES)
+    assert all(min(row["step_seconds"]["rounds"]) > 0 for row in content["results"])
+    assert all(f" {name} " in out for name in LOSSES)
+
+
+def test_scaling_exchanges_the_gradients_once(here):
+    out, content = here("scaling", *TINY, *QUICK, "--devices=1,2", "--batch=1", "--loss=bce")
+    one, two = content["results"]
+    assert (one["devices"], one["batch"], one["collectives"], one["bytes_a_step"]) == (1, 1, [], 0)
+    gradients = 4 * parameter_count(Workload(size=16, base_filters=2, num_layers=1))
+    reduced = sum(found["bytes"] for found in two["collectives"] if found["kind"] == "all-reduce")
+    assert gradients <= reduced <= gradients + 64  # and some scalars of the loss
+    assert one["efficiency"] == 1
+    assert "the devices are simulated" in out
+
+
+def test_steady_shows_a_quarter_beside_another(here):
+    out, content = here("steady", *TINY, "--steps=16", "--block=4", "--batch=2")
+    assert len(content["step_seconds"]) == len(content["resident_bytes"]) == len(content["quarters"]) == 4
+    assert content["time_ratio"] == pytest.approx(content["step_seconds"][3] / content["step_seconds"][0])
+    assert "kB a step" in out
+
+
+def test_trace_names_operations_with_their_layer_and_floor(here):
+    out, content = here("trace", *TINY, "--steps=2", "--least=0", "--batch=2")
+    operations = content["operations"]
+    assert [op["seconds"] for op in operations] == sorted((op["seconds"] for op in operations), reverse=True)
+    convolutions = [op for op in operations if op["flops"]]
+    assert {"decoder0_conv1", "encoder1_conv2"} <= {op["label"].split()[0].rstrip(":") for op in convolutions}
+    assert any(" gradient" in op["label"] for op in convolutions)
+    assert all(op["floor_seconds"] > 0 for op in convolutions)
+    total = sum(op["seconds"] for op in operations) + content["idle_seconds"]
+    assert total == pytest.approx(content["step_seconds"], rel=1e-6)
+    assert "nothing ran" in out
+
+
+@pytest.mark.slow
+def test_turns_that_start_anew_measure_inference_too(tmp_path, env):
+    words = ("--only=jaxunet,flax", "--task=predict", "--batch=2", "--no_resident", "--json=p.json")
+    done = bench(*TINY, *QUICK, *words, cwd=tmp_path, env=env)
+    ours, plain = json.loads((tmp_path / "p.json").read_text())["results"]
+    assert (len(ours["step_seconds"]["rounds"]), len(plain["step_seconds"]["rounds"])) == (2, 2)
+    assert plain["value"] == pytest.approx(ours["value"], rel=1e-5)  # mean probability
+    assert "inference, batch 2 of 16x16x3" in done.stdout
+
+
+@pytest.mark.slow
+def test_start_compiles_once_and_finds_it_again(tmp_path, env):
+    bench("start", *TINY, "--rounds=1", "--batch=2", "--json=z.json", cwd=tmp_path, env=env)
+    content = json.loads((tmp_path / "z.json").read_text())
+    cold, warm = content["results"]
+    assert (cold["cache"], warm["cache"]) == ("cold", "warm")
+    assert warm["phases"]["compile"]["median"] < cold["phases"]["compile"]["median"]
+    assert cold["total"]["median"] == pytest.approx(sum(phase["median"] for phase in cold["phases"].values()))
