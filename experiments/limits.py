@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from experiments import config as cfg
 from experiments.config import Config
-from experiments.fields import convert
+from experiments.fields import convert, suggest
 
 _AT_LEAST = {
     "model.image_channels": 1,
@@ -133,7 +133,8 @@ def _names(config: Config) -> Iterator[str]:
     train, data = config.train, config.data
     if train.loss not in cfg.LOSS_NAMES and not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", train.loss):
         yield (
-            f"train.loss={train.loss!r}: unknown loss; known are {' '.join(cfg.LOSS_NAMES)}, "
+            f"train.loss={train.loss!r}: unknown loss{suggest(train.loss, cfg.LOSS_NAMES)}; known are "
+            f"{', '.join(cfg.LOSS_NAMES)}, "
             "or 'package.module:function' for a function of your own"
         )
     for name in train.metrics:

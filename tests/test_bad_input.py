@@ -148,7 +148,12 @@ CASES = {
         2,
         r"--config=dise: unknown preset; .* dice\?\nknown are bce, dice,",
     ),
-    "unknown loss": (nothing, ["--train.loss=dise"], 2, r"train\.loss='dise': unknown loss; known are bce dice"),
+    "unknown loss": (
+        nothing,
+        ["--train.loss=dise"],
+        2,
+        r"train\.loss='dise': unknown loss; did you mean dice\?; known are bce, ",
+    ),
     "unknown type": (nothing, ["--train.epochs=many"], 2, r"--train\.epochs=many: expected a whole number$"),
     "loss of nowhere": (nothing, ["--train.loss=no.where:f"], 2, r"train\.loss='no\.where:f' cannot be imported"),
     "option of no loss": (nothing, [*KAGGLE, "--train.loss_options.alpha=1"], 2, r"bce has no option alpha; it has "),

@@ -266,7 +266,8 @@ def test_an_unknown_preset_lists_the_known():
 
 
 def test_an_unknown_loss_lists_the_known():
-    text = refused("--train.loss=focal")
+    text = refused("--train.loss=tverski")
+    assert "did you mean tversky?" in text
     assert all(name in text for name in (*cfg.LOSS_NAMES, "package.module:function"))
 
 

@@ -12,7 +12,7 @@ from float64 import sigmoid
 
 from jaxunet import UNet
 from jaxunet.losses import LOSSES, boundary_loss, combine, dice_boundary_loss, dice_loss, exp_log_loss, focal_loss
-from jaxunet.sharding import make_mesh
+from jaxunet.sharding import make_mesh, replicate
 from jaxunet.step import compile_train_step
 
 SHAPE = (2, 16, 18, 1)
@@ -131,8 +131,9 @@ def test_a_boundary_schedule_trains_with_one_compilation():
     alpha = optax.linear_schedule(0.01, 1.0, 4)
     loss = combine([dice_loss, boundary_loss], [lambda step: 1 - alpha(step), alpha])
     network = UNet(base_filters=2, num_layers=0)
-    train_step = compile_train_step(make_mesh(jax.devices()[:1]), loss=loss, seed=0)
-    state, batch = tiny.state(network, optax.adam(1e-2)), tiny.batch()
+    mesh, batch = make_mesh(jax.devices()[:2]), tiny.batch()
+    train_step = compile_train_step(mesh, loss=loss, seed=0)
+    state = replicate(tiny.state(network, optax.adam(1e-2)), mesh)
 
     @jax.jit
     def terms(params):

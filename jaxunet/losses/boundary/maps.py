@@ -24,7 +24,7 @@ def distance_field(masks: Array) -> Array:
 
 
 def proximity(masks: Array) -> Array:
-    """1 beside the boundary, 0 at the pixel farthest from it, on each side; 0 throughout where there is no boundary."""
+    """One beside the boundary, 0 at the pixel farthest from it, on each side; 0 where there is no boundary at all."""
     distance = boundary_distance(masks)
     true = masks > 0.5
     farthest = jnp.where(true, _largest(distance * true), _largest(distance * ~true))
