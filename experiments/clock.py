@@ -22,8 +22,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.imported = self.compiled = self.first_step = 0.0
-        self._seconds = self._waited = 0.0
-        self._lap = time.perf_counter()
+        self._start = self._lap = time.perf_counter(), 0.0
         self._feeds: list[Feed] = []
 
     def libraries_imported(self) -> None:
@@ -38,17 +37,23 @@ class Clock:
     def first(self, result: "jax.Array") -> dict[str, float]:
         """Waits for the first step to end; returns what came before it, in seconds."""
         result.block_until_ready()
-        self._lap = time.perf_counter()
-        self.first_step = self._lap - STARTED
+        self._start = self._lap = self._now()
+        self.first_step = self._start[0] - STARTED
         return {"import": self.imported, "compile": self.compiled, "first_step": self.first_step}
 
     def lap(self) -> dict[str, float]:
         """Returns the `"seconds"` since the first step or the last call, and the share `"waited"` for data of them."""
-        now, waited = time.perf_counter(), sum(feed.waited for feed in self._feeds)
-        seconds, waiting = now - self._lap, waited - self._waited
-        self._lap, self._waited, self._seconds = now, waited, self._seconds + seconds
-        return {"seconds": seconds, "waited": waiting / seconds if seconds else 0.0}
+        before, self._lap = self._lap, self._now()
+        return _share(before, self._lap)
 
     def total(self) -> dict[str, float]:
         """The same of all laps together."""
-        return {"seconds": self._seconds, "waited": self._waited / self._seconds if self._seconds else 0.0}
+        return _share(self._start, self._lap)
+
+    def _now(self) -> tuple[float, float]:
+        return time.perf_counter(), sum(feed.waited for feed in self._feeds)
+
+
+def _share(before: tuple[float, float], after: tuple[float, float]) -> dict[str, float]:
+    seconds, waited = after[0] - before[0], after[1] - before[1]
+    return {"seconds": seconds, "waited": waited / seconds if seconds else 0.0}

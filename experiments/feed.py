@@ -109,17 +109,19 @@ class Feed:
 
     def __next__(self) -> tuple["Batch", Inputs]:
         """Returns a batch on the host and what the step takes of it; raises what making it raised."""
-        ready = self._ready if self._ready is not None else self._make()
-        self._ready = None
+        if self._ready is None:
+            self.ahead()
+        ready, self._ready = self._ready, None
+        assert ready is not None
         if isinstance(ready, Exception):
             raise ready
         return ready
 
-    def ahead(self, running: Any) -> None:
+    def ahead(self, running: Any = None) -> None:
         """Makes the next batch while `running`, an array of the newest step, is computed."""
         start = time.perf_counter()
         self._ready = self._make()
-        if running.is_ready():
+        if running is None or running.is_ready():
             self.waited += time.perf_counter() - start
 
     def _make(self) -> "tuple[Batch, Inputs] | Exception":

@@ -52,12 +52,12 @@ def test_an_error_belongs_to_the_step_that_would_take_the_batch():
 def test_only_time_in_which_the_devices_had_nothing_to_do_is_waiting():
     feed = Feed(numbers(3, pause=0.05), dict)
     next(feed)
-    assert feed.waited == 0  # the start of a run is told apart
+    assert (first := feed.waited) >= 0.05  # nothing can run before the first batch is there
     feed.ahead(BUSY)
-    assert feed.waited == 0
     next(feed)
+    assert feed.waited == first
     feed.ahead(IDLE)
-    assert 0.05 <= feed.waited < 5
+    assert feed.waited >= first + 0.05
 
 
 def test_a_clock_tells_the_share_of_each_lap_that_its_feeds_waited(monkeypatch):
@@ -67,9 +67,10 @@ def test_a_clock_tells_the_share_of_each_lap_that_its_feeds_waited(monkeypatch):
     clock = Clock()
     clock.libraries_imported()
     first, second = (clock.watch(types.SimpleNamespace(waited=0.0)) for _ in range(2))
-    now[0] = 120.0
+    assert clock.total() == {"seconds": 0.0, "waited": 0.0}  # a run that was finished already
+    now[0], first.waited = 120.0, 3.0  # for its first batch, which belongs to the start
     assert clock.first(np.float32(0) + jax.numpy.zeros(())) == {"import": 10.0, "compile": 0.0, "first_step": 30.0}
-    first.waited, second.waited, now[0] = 1.0, 0.5, 130.0
+    first.waited, second.waited, now[0] = 4.0, 0.5, 130.0
     assert clock.lap() == {"seconds": 10.0, "waited": 0.15}
     second.waited, now[0] = 1.5, 134.0
     assert clock.lap() == {"seconds": 4.0, "waited": 0.25}
