@@ -127,10 +127,11 @@ def _nearest(squared: Array, axis: int, step: np.number) -> Array:
     """Takes the minimum over i of `squared[i] + (step (x - i))^2` for every x along an axis.
 
     All pairs are tried. Per pixel that is as many additions as the axis is long, but of whole vectors of neighbouring
-    lines, without a branch and in one order for any mask. For 16 masks of 256x256 on two cores it takes about half of
-    SciPy's time. Lower envelopes (Felzenszwalb and Huttenlocher 2012) need stacks, which do not vectorise; searching
-    outwards until no offset can help was three times slower where distances are long, and would make the devices of
-    a mesh wait for each other; a single `min` over all pairs was four times slower in float32 and a hundred in int32.
+    lines, without a branch, and as many for any mask. On two cores, 16 masks of 256x256 take half to four fifths of
+    SciPy's time. Lower envelopes (Felzenszwalb and Huttenlocher 2012) need stacks, which do not vectorise. Searching
+    outwards until no offset can help took three to five times as long where distances are long, and would make the
+    devices of a mesh wait for each other; one `min` over all pairs took four to eight times in float32, over forty in
+    int32.
     """
     lines = jnp.moveaxis(squared, axis, 1)
     table = lax.collapse(lines, 2)  # [B, N, lines]: long rows next to each other
