@@ -1,7 +1,7 @@
 """Probabilities and their logarithms from logits, with all the digits of float32.
 
 One minus a sigmoid is 0 from a logit of 17 on, and `softplus(z) - z` is 0 too: what is right and certain would have
-neither value nor gradient. Each of these takes one exponential, and their derivatives are each other.
+neither value nor gradient. The derivatives are written in the same terms.
 """
 
 from typing import Any
@@ -14,10 +14,7 @@ from jax import Array
 @jax.custom_jvp
 def probabilities(logits: Array) -> tuple[Array, Array]:
     """`p` and `1 - p`."""
-    small = jnp.exp(-jnp.abs(logits))
-    greater, smaller = 1 / (1 + small), small / (1 + small)
-    positive = logits > 0
-    return jnp.where(positive, greater, smaller), jnp.where(positive, smaller, greater)
+    return jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)
 
 
 @jax.custom_jvp

@@ -224,7 +224,7 @@ def _weight_of_largest(x: Inputs, values: Array, share: float) -> Array:
     """
     size = values.dtype.itemsize * 8
     bits = lax.bitcast_convert_type(jnp.abs(values), jnp.dtype(f"int{size}"))
-    wanted = share * x.total(jnp.broadcast_to(x.weight, bits.shape))
+    wanted = share * x.total_weight
 
     def spread(groups: Array) -> Array:
         return x.of_images(groups)[:, None, None, None]

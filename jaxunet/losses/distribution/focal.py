@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxunet.losses.entry import Loss
-from jaxunet.losses.logistic import surprisals
-from jaxunet.losses.reduction import Empty, Inputs, Reduce, prepare, ratio
+from jaxunet.losses.logistic import probabilities, surprisals
+from jaxunet.losses.reduction import Empty, Inputs, Reduce, power, prepare, ratio
 
 
 def focal_loss(
@@ -36,10 +36,8 @@ def focal_loss(
     Source: Lin et al. 2017, arXiv 1708.02002, eq. 5.
     """
     x = prepare(logits, masks, weight, reduce, patient, empty)
-    of_true, of_false = surprisals(x.logits)
-    # (1 - p)^c as the exponential of c log(1 - p): finite with its gradient for every c and every logit.
-    true, false = jnp.exp(-gamma * of_false) * of_true, jnp.exp(-gamma * of_true) * of_false
-    return x.mean(_by_label(x.masks, true, false, alpha))
+    (of_true, of_false), (probs, opposite) = surprisals(x.logits), probabilities(x.logits)
+    return x.mean(_by_label(x.masks, power(opposite, gamma) * of_true, power(probs, gamma) * of_false, alpha))
 
 
 def normalized_focal_loss(
@@ -69,15 +67,13 @@ def normalized_focal_loss(
     Source: Sofiiuk et al. 2019, AdaptIS, arXiv 1909.07829, section 3.4.
     """
     x = prepare(logits, masks, weight, reduce, patient, empty)
-    of_true, of_false = surprisals(x.logits)
-    # The factors divided by the largest of the group: their sum would underflow where all are certain and right.
-    true, false = -gamma * of_false, -gamma * of_true
+    (of_true, of_false), (probs, opposite) = surprisals(x.logits), probabilities(x.logits)
+    # Errors as shares of the largest in the group: the sum of their powers would underflow where all are right.
     counts = x.weight > 0
-    relevant = jnp.maximum(
-        jnp.where(counts & (x.masks > 0), true, -jnp.inf), jnp.where(counts & (x.masks < 1), false, -jnp.inf)
-    )
+    relevant = jnp.maximum(jnp.where(counts & (x.masks > 0), opposite, 0), jnp.where(counts & (x.masks < 1), probs, 0))
     peak = lax.stop_gradient(_largest(x, relevant))[:, None, None, None]
-    true, false = (jnp.exp(jnp.where(factor <= peak, factor - peak, 0)) for factor in (true, false))
+    peak = jnp.where(peak > jnp.finfo(peak.dtype).tiny, peak, 1)
+    true, false = (power(jnp.where(error <= peak, error / peak, 0), gamma) for error in (opposite, probs))
     numerator = x.total(x.weight * _by_label(x.masks, true * of_true, false * of_false, alpha))
     return ratio(numerator, x.total(x.weight * _by_label(x.masks, true, false)))
 
@@ -109,14 +105,10 @@ def reduced_focal_loss(
     Source: Sergievskiy and Ponamarev 2019, arXiv 1903.01347, eq. 3.
     """
     x = prepare(logits, masks, weight, reduce, patient, empty)
-    of_true, of_false = surprisals(x.logits)
-    border = -jnp.log(threshold)
-
-    def eased(surprisal: Array, opposite: Array) -> Array:
-        factor = jnp.exp(gamma * (border - opposite))  # in logarithms, as in focal_loss
-        return jnp.where(surprisal > border, 1, factor) * surprisal
-
-    return x.mean(_by_label(x.masks, eased(of_true, of_false), eased(of_false, of_true), alpha))
+    (of_true, of_false), (probs, opposite) = surprisals(x.logits), probabilities(x.logits)
+    true = jnp.where(probs < threshold, 1, power(opposite / threshold, gamma)) * of_true
+    false = jnp.where(opposite < threshold, 1, power(probs / threshold, gamma)) * of_false
+    return x.mean(_by_label(x.masks, true, false, alpha))
 
 
 def asymmetric_focal_loss(
@@ -145,7 +137,7 @@ def asymmetric_focal_loss(
     """
     x = prepare(logits, masks, weight, reduce, patient, empty)
     of_true, of_false = surprisals(x.logits)
-    return x.mean(_by_label(x.masks, of_true, jnp.exp(-gamma * of_true) * of_false, delta))
+    return x.mean(_by_label(x.masks, of_true, power(probabilities(x.logits)[0], gamma) * of_false, delta))
 
 
 def _by_label(masks: Array, of_true: Array, of_false: Array, alpha: float | Array | None = None) -> Array:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxunet.losses.entry import Loss
+from jaxunet.losses.logistic import probabilities
 from jaxunet.losses.reduction import Empty, Reduce, prepare, ratio
 from jaxunet.losses.region.overlap import difference, overlap, smooth_where_empty
 
@@ -61,7 +62,7 @@ def squared_dice_loss(
     Source: Milletari et al. 2016, V-Net, arXiv 1606.04797, section 3.
     """
     x = prepare(logits, masks, weight, reduce, patient, empty)
-    squares = x.total(x.weight * (x.probs**2 + x.masks**2))
+    squares = x.total(x.weight * (probabilities(x.logits)[0] ** 2 + x.masks**2))
     return ratio(x.total(x.weight * difference(x) ** 2), squares + smooth)
 
 
@@ -144,7 +145,9 @@ def dice_metric_loss(
     Source: Wang et al. 2023, Dice Semimetric Losses, arXiv 2303.16296, eq. 7 (DML1).
     """
     x = prepare(logits, masks, weight, reduce, patient, empty)
-    return ratio(x.total(x.weight * jnp.abs(difference(x))), x.total(x.weight * (x.probs + x.masks)) + smooth)
+    return ratio(
+        x.total(x.weight * jnp.abs(difference(x))), x.total(x.weight * (probabilities(x.logits)[0] + x.masks)) + smooth
+    )
 
 
 def wasserstein_dice_loss(

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxunet.losses.entry import Loss
+from jaxunet.losses.logistic import probabilities
 from jaxunet.losses.reduction import Empty, Reduce, prepare, ratio
 from jaxunet.losses.region.overlap import difference, overlap, smooth_where_empty
 
@@ -93,7 +94,7 @@ def jaccard_metric_loss(
     """
     x = prepare(logits, masks, weight, reduce, patient, empty)
     errors = x.total(x.weight * jnp.abs(difference(x)))
-    both = x.total(x.weight * (x.probs + x.masks))
+    both = x.total(x.weight * (probabilities(x.logits)[0] + x.masks))
     smoothing = smooth_where_empty(x.total(x.weight * x.masks), smooth)
     return ratio(errors, (both + errors) / 2 + smoothing)
 

@@ -63,9 +63,8 @@ def _extension(x: Inputs, errors: Array) -> Array:
     weight = jnp.broadcast_to(x.weight, errors.shape).reshape(masks.shape)
     errors = errors.reshape(masks.shape)
     order = _descending(lax.stop_gradient(errors))
-    rows = jnp.arange(len(order))[:, None]
-    steps = _jaccard_steps(masks[rows, order], weight[rows, order])
-    return jnp.sum(errors * jnp.zeros_like(steps).at[rows, order].set(steps, unique_indices=True), 1)
+    steps = _jaccard_steps(_take(masks, order), _take(weight, order))
+    return jnp.sum(errors * _put(steps, order), 1)
 
 
 def _jaccard_steps(masks: Array, weight: Array) -> Array:
@@ -98,13 +97,23 @@ def _descending(values: Array) -> Array:
     place_bits = max((values.shape[1] - 1).bit_length(), 1)
     digit_bits = width - place_bits
     places = jnp.broadcast_to(jnp.arange(values.shape[1], dtype=unsigned), values.shape)
-    rows = jnp.arange(len(values))[:, None]
     order = places
     for start in range(0, width - 1, digit_bits):  # the sign bit is the same everywhere
-        digit = (keys[rows, order] >> start) << place_bits
+        digit = (_take(keys, order) >> start) << place_bits
         packed = lax.sort(digit | places, dimension=1, is_stable=False)
-        order = order[rows, packed & (2**place_bits - 1)]
+        order = _take(order, packed & (2**place_bits - 1))
     return order
+
+
+def _take(values: Array, order: Array) -> Array:
+    return jnp.take_along_axis(values, order.astype(jnp.int32), axis=1, mode="promise_in_bounds")
+
+
+def _put(values: Array, order: Array) -> Array:
+    """Undoes `_take`: what came from a place goes back there."""
+    rows = jnp.arange(len(order), dtype=jnp.int32)[:, None]
+    places = jnp.zeros_like(values).at[rows, order.astype(jnp.int32)]
+    return places.set(values, unique_indices=True, mode="promise_in_bounds")
 
 
 ENTRIES = {

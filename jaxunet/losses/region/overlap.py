@@ -56,9 +56,3 @@ def difference(x: Inputs) -> Array:
 def smooth_where_empty(true_pixels: Array, smooth: float | Array) -> Array:
     """`smooth`, at least 1 in groups whose masks are empty."""
     return jnp.where(true_pixels == 0, jnp.maximum(smooth, 1.0), smooth).astype(true_pixels.dtype)
-
-
-def power(share: Array, exponent: float | Array) -> Array:
-    """`share ** exponent`, with gradient zero at zero, where that of a root is infinite."""
-    positive = share > 0
-    return jnp.where(positive, jnp.where(positive, share, 1) ** exponent, 0)

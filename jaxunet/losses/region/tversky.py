@@ -3,8 +3,8 @@
 from jax import Array
 
 from jaxunet.losses.entry import Loss
-from jaxunet.losses.reduction import Empty, Reduce, prepare, ratio
-from jaxunet.losses.region.overlap import Overlap, overlap, power, smooth_where_empty, true_negative
+from jaxunet.losses.reduction import Empty, Reduce, power, prepare, ratio
+from jaxunet.losses.region.overlap import Overlap, overlap, smooth_where_empty, true_negative
 
 
 def tversky_loss(
