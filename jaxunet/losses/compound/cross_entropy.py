@@ -12,9 +12,9 @@ from jax import Array
 from jaxunet.losses.compound.combine import combine
 from jaxunet.losses.distribution import bce_loss, focal_loss, topk_bce_loss
 from jaxunet.losses.entry import Loss
-from jaxunet.losses.reduction import Empty, Reduce, prepare, ratio
+from jaxunet.losses.reduction import Empty, Reduce, power, prepare, ratio
 from jaxunet.losses.region import dice_loss, jaccard_loss
-from jaxunet.losses.region.overlap import overlap, power, true_negative
+from jaxunet.losses.region.overlap import overlap, true_negative
 
 
 def bce_dice_loss(
