@@ -214,6 +214,10 @@ class EvalConfig:
     """Slices without tumour: perfect scores an empty prediction 1, skip leaves them out of every mean."""
     lesion_iou: float | None = None
     """Intersection over union from which a lesion is found. None: any overlap."""
+    tolerance: float = 1.0
+    """How far an outline may be off and still count as right in the surface Dice, in units of the spacing."""
+    spacing: tuple[float, float, float] | None = None
+    """Distance between slices, rows and columns, for example 5,1,1 (mm). None: pixels."""
 
 
 @dataclasses.dataclass(frozen=True)

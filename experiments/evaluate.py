@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.figures import Evaluation, lesion_figures, patient_table, probability_figures, select, summarise
+from experiments.figures import (
+    Evaluation,
+    lesion_figures,
+    patient_table,
+    probability_figures,
+    select,
+    summarise,
+    surface_figures,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -115,7 +123,7 @@ def evaluate_run(run: "Run", *, progress: bool = True) -> dict[str, Any]:
     from experiments import build, report
     from experiments.feed import Feed, Kept
     from experiments.limits import check_devices
-    from experiments.measure import Observations, measure
+    from experiments.measure import Observations, Options, measure
     from experiments.processes import agree, together
     from experiments.rundir import claim, saved_split, write_atomically
     from jaxunet.step import compile_eval_step
@@ -139,7 +147,9 @@ def evaluate_run(run: "Run", *, progress: bool = True) -> dict[str, Any]:
     step = compile_eval_step(run.mesh, apply_fn=run.model.apply, loss=loss, measure=measured)
     step = functools.partial(step, step=run.best["step"])
     whole_volumes = split.whole_volumes and part == "test"
-    seen = Observations(entries, volumes=whole_volumes, iou=config.eval.lesion_iou)
+    chosen = config.eval
+    options = Options(chosen.lesion_iou, chosen.tolerance, chosen.spacing, chosen.empty)
+    seen = Observations(entries, volumes=whole_volumes, options=options)
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     kept = Kept(data, rows, cache="none", threads=config.data.threads, mesh=run.mesh)  # each slice is read once
     batches = eval_batches(kept.source, rows, batch_size=size, threads=config.data.threads, **processes)
@@ -163,7 +173,8 @@ def evaluate_run(run: "Run", *, progress: bool = True) -> dict[str, Any]:
         "threshold": config.eval.threshold,
         "loss_name": config.train.loss,
         **summarise(evaluation, entries, whole_volumes=whole_volumes, empty=config.eval.empty),
-        "lesions": lesion_figures(seen.lesions, seen.volumes, iou=config.eval.lesion_iou),
+        "lesions": lesion_figures(seen.lesions, seen.volumes, iou=options.iou),
+        "surfaces": surface_figures(seen.surfaces, seen.volumes, options),
         "probabilities": probability_figures(seen.histogram),
         "flair_threshold": {"threshold": threshold, "pixel_dice": baseline},
     }
@@ -272,6 +283,15 @@ def _lines(result: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"lesions of {kind} ({found['connectivity']} neighbours, {lesions['criterion']}): "
         f"{found['found']} of {found['actual']} found, {found['right']} of {found['predicted']} predicted ones right"
+    )
+    surfaces = result["surfaces"]
+    kind = "volumes" if "volumes" in surfaces else "tumour_slices"
+    outlines, unit = surfaces[kind], "pixels" if surfaces["spacing"] is None else "units of the spacing"
+    mean, median = outlines["mean"], outlines["median"]
+    yield (
+        f"outlines of {kind.replace('_', ' ')} ({unit}): HD95 mean {_cell(mean['hd95'])}, median "
+        f"{_cell(median['hd95'])}, ASSD {_cell(mean['assd'])}, surface Dice within {surfaces['tolerance']:g} "
+        f"{_cell(mean['surface_dice'])}, boundary IoU {_cell(mean['boundary_iou'])}; {outlines['missed']} missed"
     )
     p = result["probabilities"]
     yield (

@@ -20,7 +20,9 @@ def describe(kind: Any) -> str:
     if typing.get_origin(kind) is types.UnionType:
         return f"{describe(typing.get_args(kind)[0])}, or None"
     if typing.get_origin(kind) is tuple:
-        return "names separated by commas" if typing.get_args(kind)[-1] is ... else "two names separated by a comma"
+        if typing.get_args(kind)[-1] is ...:
+            return "names separated by commas"
+        return "two names separated by a comma" if len(typing.get_args(kind)) == 2 else "three numbers, as in 5,1,1"
     return "options by name"
 
 
@@ -86,7 +88,8 @@ def from_text(text: str, kind: Any) -> Any:
             value = literal(text)
         elif typing.get_origin(kind) is tuple:
             listed = text[:1] in ("(", "[", "'", '"')
-            value = literal(text) if listed else [name for name in text.replace(" ", "").split(",") if name]
+            words = text.replace(" ", "").split(",")
+            value = literal(text) if listed else [from_text(word, inner[0]) for word in words if word]
             value = (value,) if isinstance(value, str) else value
     return convert(value, kind)
 

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from experiments.measure import Options
     from jaxunet.losses.reduction import Empty
     from jaxunet.metrics import Histogram, LesionCounts, PixelSums
+    from jaxunet.surface import SurfaceScores
 
 DOCUMENTED = ("accuracy", "dice_coef", "jaccard_coef", "sensitivity", "specificity", "precision")
 """Scores of the documented system, means over batches."""
@@ -165,6 +167,26 @@ def lesion_figures(
     if rows:
         result["volumes"] = {"connectivity": 26, **_lesion_scores(rows)}
     return result
+
+
+def surface_figures(
+    slices: Sequence["SurfaceScores"], volumes: Mapping[str, Mapping[str, Any]], options: "Options"
+) -> dict[str, Any]:
+    """Distances of outlines, surface Dice and boundary IoU, over slices, over those with tumour, and over volumes.
+
+    Args:
+      slices: scores of each slice.
+      volumes: of each patient, what `SurfaceScores` names; none where there are no volumes.
+      options: how they were compared.
+    """
+    from jaxunet.surface import SurfaceScores
+    from jaxunet.surface import summarise as summary
+
+    rows = [SurfaceScores(*(one[name] for name in SurfaceScores._fields)) for one in volumes.values()]
+    tumour = [one for one in slices if one.outcome in ("both", "missed")]
+    groups = {"slices": slices, "tumour_slices": tumour} | ({"volumes": rows} if rows else {})
+    told = {"tolerance": options.tolerance, "spacing": options.spacing and list(options.spacing)}
+    return told | {name: summary(scores)._asdict() for name, scores in groups.items()}
 
 
 def _lesion_scores(rows: Sequence["LesionCounts"]) -> dict[str, Any]:

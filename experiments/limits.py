@@ -89,6 +89,10 @@ def _numbers(config: Config) -> Iterator[str]:
             yield f"{key}={values[key]}: must be a probability between 0 and 1, without the ends"
     if config.eval.lesion_iou is not None and not 0 < config.eval.lesion_iou <= 1:
         yield f"eval.lesion_iou={config.eval.lesion_iou}: must be above 0 and at most 1"
+    if not 0 <= config.eval.tolerance < math.inf:
+        yield f"eval.tolerance={config.eval.tolerance}: must be a finite distance, at least 0"
+    if not all(0 < step < math.inf for step in config.eval.spacing or ()):
+        yield f"eval.spacing={config.eval.spacing}: must be finite distances above 0"
     for key in ("train.learning_rate", "train.save_minutes"):
         if not 0 < values[key] < math.inf:
             yield f"{key}={values[key]}: must be a finite number above 0"

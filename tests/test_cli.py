@@ -70,6 +70,8 @@ GOOD = [
     (["--data.test_sites", "CS", "HT", "--data.split=site"], "data.test_sites", ("CS", "HT")),
     (["--data.test_sites=CS", "--data.split=site"], "data.test_sites", ("CS",)),
     (["--data.test_sites="], "data.test_sites", ()),
+    (["--eval.spacing=5,1,0.5"], "eval.spacing", (5.0, 1.0, 0.5)),
+    (["--eval.spacing=None"], "eval.spacing", None),
     (["--train.loss=my.module:my_loss"], "train.loss", "my.module:my_loss"),
     (["--train.loss_options.alpha=0.3"], "train.loss_options", {"alpha": 0.3}),
     (["--train.loss_options.alpha", "-1"], "train.loss_options", {"alpha": -1}),

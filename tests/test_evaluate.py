@@ -11,8 +11,8 @@ import pytest
 from data_pipeline.loader import eval_batches
 from experiments.evaluate import evaluate_batches, print_table
 from experiments.feed import Feed, Kept
-from experiments.figures import lesion_figures, patient_table, probability_figures, summarise
-from experiments.measure import Observations, measure
+from experiments.figures import lesion_figures, patient_table, probability_figures, summarise, surface_figures
+from experiments.measure import Observations, Options, measure
 from jaxunet.losses import bce_loss
 from jaxunet.sharding import make_mesh
 from jaxunet.step import compile_eval_step
@@ -58,6 +58,7 @@ def figures(evaluation, seen: Observations) -> dict:
     return {
         **summarise(evaluation, ENTRIES, whole_volumes=True),
         "lesions": lesion_figures(seen.lesions, seen.volumes, iou=None),
+        "surfaces": surface_figures(seen.surfaces, seen.volumes, Options()),
         "probabilities": probability_figures(seen.histogram),
     }
 
@@ -120,6 +121,7 @@ def test_the_table_names_what_each_column_averages_over(capsys, empty):
         "mean of 3 patient volumes",
         "false-positive slices a patient",
         "26 neighbours, any overlap",
+        "outlines of volumes (pixels): HD95 mean",
         "AUROC",
         "predicting nothing",
     ):

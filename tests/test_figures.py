@@ -17,9 +17,12 @@ from experiments.figures import (
     patient_table,
     probability_figures,
     summarise,
+    surface_figures,
 )
+from experiments.measure import Options
 from experiments.progress import TRACKED
 from jaxunet.metrics import Histogram, LesionCounts, PixelSums
+from jaxunet.surface import SurfaceScores
 
 # Four slices of 100 pixels: a good one, a missed one, a clean empty one, an empty one with false alarms.
 SUMS = PixelSums(
@@ -144,6 +147,26 @@ def test_lesions_are_pooled_and_averaged_over_the_patients_that_have_some():
     alone = lesion_figures(slices, {}, iou=0.25)
     assert "volumes" not in alone
     assert alone["criterion"] == "intersection over union of at least 0.25, one to one"
+
+
+def test_outlines_are_averaged_over_slices_those_with_tumour_and_volumes():
+    cases = [
+        SurfaceScores(4.0, 3.0, 1.0, 0.5, 0.25, "both"),
+        SurfaceScores(9.0, 9.0, 9.0, 0.0, 0.0, "missed"),
+        SurfaceScores(9.0, 9.0, 9.0, 0.0, 0.0, "false"),
+        SurfaceScores(0.0, 0.0, 0.0, 1.0, 1.0, "empty"),
+    ]
+    volumes = {"a": {"lesions_actual": 1, **cases[0]._asdict()}}
+    figures = surface_figures(cases, volumes, Options(tolerance=2.0, spacing=(5.0, 1.0, 1.0)))
+    assert (figures["tolerance"], figures["spacing"]) == (2.0, [5.0, 1.0, 1.0])
+    assert figures["slices"]["mean"]["hd95"] == 21 / 4
+    assert figures["tumour_slices"]["mean"]["hd95"] == 6
+    assert figures["tumour_slices"]["median"]["surface_dice"] == 0.25
+    assert [figures["slices"][name] for name in ("scored", "missed", "false", "empty")] == [4, 1, 1, 1]
+    assert figures["volumes"]["mean"]["boundary_iou"] == 0.25
+    alone = surface_figures(cases, {}, Options())
+    assert "volumes" not in alone
+    assert alone["spacing"] is None
 
 
 def test_probability_figures_are_those_of_the_histogram():

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.measure import Measured, Observations, measure, measure_volume, stack
+from experiments.measure import Measured, Observations, Options, measure, measure_volume, stack
 from jaxunet.metrics import LesionCounts, above, lesion_counts, pixel_sums, probability_histogram
+from jaxunet.surface import surface_scores
 
 RNG = np.random.default_rng(0)
 MASKS = RNG.random((9, 8, 8, 1)) < 0.2
@@ -44,19 +45,25 @@ def test_a_batch_is_measured_with_the_functions_of_the_library(whole):
     assert sum(counts.sum() for counts in some.histogram) == MASKS[5:].size
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(order=st.permutations(range(9)), size=st.integers(1, 9), iou=st.sampled_from([None, 0.3]))
-def test_any_order_and_batch_size_gives_the_lesions_of_the_whole_volumes(whole, order, size, iou):
-    seen = Observations([ENTRIES[i] for i in order], volumes=True, iou=iou)
+def test_any_order_and_batch_size_gives_the_lesions_and_outlines_of_the_whole_volumes(whole, order, size, iou):
+    options = Options(iou=iou, tolerance=2.0, spacing=(4.0, 1.0, 0.5), empty="skip")
+    seen = Observations([ENTRIES[i] for i in order], volumes=True, options=options)
     sums = [seen.take(batch, rows) for batch, rows in batches(whole, order, size)]
     assert np.concatenate([part.tp for part in sums]).tolist() == whole.sums.tp[order].tolist()
     pairs = [(whole.prediction[i, :, :, 0], MASKS[i, :, :, 0]) for i in order]
     assert seen.lesions == [lesion_counts(prediction, mask, iou=iou) for prediction, mask in pairs]
+    rule = {"tolerance": 2.0, "empty": "skip"}
+    flat = [surface_scores(prediction, mask, spacing=(1.0, 0.5), **rule) for prediction, mask in pairs]
+    np.testing.assert_equal(seen.surfaces, flat)  # NaN equals NaN
     patients = {"a": slice(0, 3), "b": slice(3, 7), "c": slice(7, 9)}
-    assert seen.volumes == {
-        patient: measure_volume(whole.prediction[rows, :, :, 0], MASKS[rows, :, :, 0], iou=iou)
-        for patient, rows in patients.items()
-    }
+    assert set(seen.volumes) == set(patients)
+    for patient, rows in patients.items():
+        volume, mask = whole.prediction[rows, :, :, 0], MASKS[rows, :, :, 0]
+        expected = surface_scores(volume, mask, spacing=options.spacing, **rule)._asdict()
+        found = lesion_counts(volume, mask, iou=iou)._asdict()
+        assert seen.volumes[patient] == {f"lesions_{name}": count for name, count in found.items()} | expected
 
 
 def test_only_the_masks_of_patients_under_way_are_kept(whole):
@@ -100,4 +107,5 @@ def test_a_lesion_through_slices_is_one_and_through_a_gap_two():
     for positions, lesions in (([1, 2, 3], 1), ([1, 2, 4], 2)):
         volume = stack(positions, [plane] * 3)
         found = measure_volume(volume, volume)
-        assert LesionCounts(*found.values()) == LesionCounts(*[lesions] * 4)
+        assert [found[f"lesions_{name}"] for name in LesionCounts._fields] == [lesions] * 4
+        assert (found["hausdorff"], found["surface_dice"], found["outcome"]) == (0, 1, "both")
