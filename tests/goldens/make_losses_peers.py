@@ -122,8 +122,9 @@ PEERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "monai.hausdorff_dt": monai.HausdorffDTLoss(sigmoid=True, include_background=True),
     "monai.log_hausdorff_dt": monai.LogHausdorffDTLoss(sigmoid=True, include_background=True),
     "monai.boundary": monai.BoundaryLoss(sigmoid=True),
-    "monai.soft_cldice": monai.SoftclDiceLoss(sigmoid=True),
-    "monai.soft_dice_cldice": monai.SoftDiceclDiceLoss(sigmoid=True),
+    # Its harmonic mean adds `smooth`, so that a perfect prediction costs 5e-5; 0 is refused.
+    "monai.soft_cldice exact": monai.SoftclDiceLoss(sigmoid=True, smooth=1e-15),
+    "monai.soft_dice_cldice exact": monai.SoftDiceclDiceLoss(sigmoid=True, smooth=1e-15),
     "monai.ssim": of_probabilities(monai.SSIMLoss(spatial_dims=2)),
     "smp.dice batch": smp.DiceLoss(BINARY, smooth=0.5),
     "smp.jaccard batch": smp.JaccardLoss(BINARY, smooth=0.5),
