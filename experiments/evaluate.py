@@ -179,7 +179,7 @@ def evaluate_run(run: "Run", *, progress: bool = True) -> dict[str, Any]:
         "flair_threshold": {"threshold": threshold, "pixel_dice": baseline},
     }
     if first:
-        write_atomically(directory / files[0], json.dumps(_finite(result), indent=1) + "\n")
+        write_atomically(directory / files[0], json.dumps(_finite(result), indent=1, allow_nan=False) + "\n")
         table = patient_table(evaluation, entries, volumes=seen.volumes, empty=config.eval.empty)
         write_atomically(directory / files[1], table)
         report.reliability(result["probabilities"], directory / files[2], title=f"{data.title}: {part} part")

@@ -1,6 +1,8 @@
 """An evaluation is the same on any number of devices and in any batches, and prints what it averages over."""
 
 import functools
+import json
+import math
 import types
 
 import jax
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.loader import eval_batches
-from experiments.evaluate import evaluate_batches, print_table
+from experiments.evaluate import _finite, evaluate_batches, print_table
 from experiments.feed import Feed, Kept
 from experiments.figures import lesion_figures, patient_table, probability_figures, summarise, surface_figures
 from experiments.measure import Observations, Options, measure
@@ -108,6 +110,13 @@ def printed(capsys, *, empty="perfect", whole_volumes=True, **changes) -> tuple[
 @pytest.fixture(autouse=True)
 def wide(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
+
+
+def test_what_is_undefined_is_null_in_json_at_every_depth():
+    result = figures(*evaluated(1, 5)) | {"further": [math.inf, {"x": [math.nan, 1.5]}]}
+    read = json.loads(json.dumps(_finite(result), allow_nan=False))
+    assert read["further"] == [None, {"x": [None, 1.5]}]
+    assert read["pixels"]["dice"] == result["pixels"]["dice"]
 
 
 @pytest.mark.parametrize("empty", ["perfect", "skip"])
