@@ -287,6 +287,7 @@ class Here:
     """A worker without a process of its own, which would spend seconds on imports."""
 
     def __init__(self, name, target, arguments, *, environment=None):
+        self.name = name
         module, _, function = target.partition(":")
         self.functions = {
             "resident_bytes": worker.resident_bytes,
@@ -295,7 +296,10 @@ class Here:
 
     def call(self, function, **arguments):
         start = time.perf_counter()
-        result = self.functions[function](**arguments)
+        try:
+            result = self.functions[function](**arguments)
+        except ValueError as error:
+            raise WorkerError(f"{self.name} failed in {function}: ValueError: {error}") from error
         self.seconds = time.perf_counter() - start
         return json.loads(json.dumps(result))  # what a process could answer
 
@@ -332,11 +336,23 @@ def test_a_loss_is_timed(here):
 
 
 @pytest.mark.slow
-def test_the_losses_are_all_timed(here):
-    out, content = here("losses", "--size=16", "--batch=2", *QUICK)
-    assert [row["loss"] for row in content["results"]] == list(LOSSES)
+def test_losses_are_timed_and_one_that_cannot_be_is_named(here):
+    out, content = here("losses", "--size=16", "--batch=2", "--only=bce,ssim,ms_ssim", *QUICK)
+    assert [row["loss"] for row in content["results"]] == ["bce", "ssim"]
+    assert all(len(row["step_seconds"]["rounds"]) == 2 for row in content["results"])
     assert all(min(row["step_seconds"]["rounds"]) > 0 for row in content["results"])
-    assert all(f" {name} " in out for name in LOSSES)
+    masks = images_and_masks(Workload(size=16, batch=2))[1]
+    logits = jax.random.normal(jax.random.key(0), masks.shape)
+    assert content["results"][0]["value"] == pytest.approx(float(LOSSES["bce"].fn(logits, masks)), rel=1e-6)
+    assert list(content["failed"]) == ["jaxunet ms_ssim"]
+    assert "failed: jaxunet failed in value: ValueError" in out
+
+
+@pytest.mark.slow
+def test_every_loss_can_be_timed(here):
+    _, content = here("losses", "--size=192", "--batch=1", "--rounds=1", "--seconds=0.001")
+    assert [row["loss"] for row in content["results"]] == list(LOSSES)
+    assert content["failed"] == {}
 
 
 def test_scaling_exchanges_the_gradients_once(here):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from experiments.bench.options import Names, at_least, check_names, parse
-from experiments.bench.workers import Worker
+from experiments.bench.workers import Worker, WorkerError
 from experiments.config import LOSS_NAMES, raise_problems
 
 SUITES: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -17,7 +17,8 @@ SUITES: dict[str, tuple[str, tuple[str, ...]]] = {
 """Libraries of losses: `module:function`, which takes `size` and `batch`, and what must be installed.
 
 The function returns `names() -> {name of a loss here: what it is called there}` and `run(loss, steps)`, which computes
-value and gradient `steps` times and waits for the last; `value(loss)` and `describe()` are for the report.
+value and gradient `steps` times and waits for the last; `value(loss)`, `temporary_bytes(loss)` (None where nobody
+counts) and `describe()` are for the report.
 """
 
 
@@ -74,13 +75,15 @@ def measure(options: Options) -> dict[str, Any]:
     """Measures all losses of all installed libraries, interleaved.
 
     Returns:
-      `{"machine", "results": [{"suite", "loss", "called", "value", "first_seconds", "step_seconds", ...}], "absent"}`.
+      `{"machine", "results": [{"suite", "loss", "called", "value", "first_seconds", "step_seconds", ...}], "absent",
+      "failed"}`.
     """
     from experiments.bench.machine import processor
     from experiments.bench.results import summarise
 
     workers: dict[str, Worker] = {}
     absent: dict[str, str] = {}
+    failed: dict[str, str] = {}
     rows: list[dict[str, Any]] = []
     machine: dict[str, Any] = {"processor": processor()}
     try:
@@ -91,10 +94,16 @@ def measure(options: Options) -> dict[str, Any]:
                 continue
             worker = workers[suite] = Worker(suite, target, {"size": options.size, "batch": options.batch})
             machine[suite] = worker.call("describe")
-            names = worker.call("names")
-            rows += [_first(worker, suite, loss, called, options) for loss, called in names.items()]
-        rows = [row for row in rows if row]
-        for number in range(options.rounds):
+            for loss, called in worker.call("names").items():
+                if options.only and loss not in options.only:
+                    continue
+                try:
+                    rows.append(
+                        {"suite": suite, "loss": loss, "called": called, **_first(worker, loss, options.seconds)}
+                    )
+                except WorkerError as error:  # such as a pyramid of scales on images too small for it
+                    failed[f"{suite} {loss}"] = str(error)
+        for number in range(options.rounds if rows else 0):
             for row in (*rows[number % len(rows) :], *rows[: number % len(rows)]):
                 worker = workers[row["suite"]]
                 worker.call("run", loss=row["loss"], steps=row["steps"])
@@ -102,23 +111,20 @@ def measure(options: Options) -> dict[str, Any]:
     finally:
         for worker in workers.values():
             worker.close()
-    results = [{**row, "step_seconds": summarise(row.pop("seconds"))} for row in rows]
-    return {"machine": machine, "results": results, "absent": absent}
+    for row in rows:
+        row["step_seconds"] = summarise(row.pop("seconds"))
+    return {"machine": machine, "results": rows, "absent": absent, "failed": failed}
 
 
-def _first(worker: Worker, suite: str, loss: str, called: str, options: Options) -> dict[str, Any]:
-    """Compiles a loss and finds how often it fits into a turn; empty if it was not asked for."""
-    if options.only and loss not in options.only:
-        return {}
+def _first(worker: Worker, loss: str, least_seconds: float) -> dict[str, Any]:
+    """Compiles a loss, takes its value and its memory, and finds how often it fits into a turn."""
     value = worker.call("value", loss=loss)
     first = worker.seconds
     for _ in range(2):
         worker.call("run", loss=loss, steps=1)
-    row = {"suite": suite, "loss": loss, "called": called, "value": value, "first_seconds": first, "seconds": []}
-    row["steps"] = max(1, math.ceil(options.seconds / max(worker.seconds, 1e-6)))
-    if suite == "jaxunet":
-        row["temporary_bytes"] = worker.call("temporary_bytes", loss=loss)
-    return row
+    steps = max(1, math.ceil(least_seconds / max(worker.seconds, 1e-6)))
+    memory = worker.call("temporary_bytes", loss=loss)
+    return {"value": value, "first_seconds": first, "temporary_bytes": memory, "steps": steps, "seconds": []}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -141,7 +147,7 @@ def main(argv: Sequence[str]) -> int:
             row["suite"],
             results.milliseconds(row["step_seconds"]["median"]),
             results.spread(row["step_seconds"]),
-            f"{row['temporary_bytes'] / 1e6:.1f}" if "temporary_bytes" in row else "-",
+            "-" if row["temporary_bytes"] is None else f"{row['temporary_bytes'] / 1e6:.1f}",
             f"{row['value']:.4f}",
         ]
         for row in content["results"]
@@ -149,4 +155,6 @@ def main(argv: Sequence[str]) -> int:
     report.table(title, ("loss", "library", "ms", "least to most", "temporary MB", "value"), rows)
     for suite, reason in content["absent"].items():
         sys.stdout.write(f"absent: {suite} ({reason})\n")
+    for reason in content["failed"].values():
+        sys.stdout.write(f"failed: {reason}\n")
     return 0
