@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from programs import environment
 
-from experiments.bench import contenders, losses, machine, results, rounds, scaling, steady, step, trace, worker
+from experiments import allocator
+from experiments.bench import contenders, forms, losses, machine, results, rounds, scaling, steady, step, trace, worker
 from experiments.bench.__main__ import COMMANDS, main
 from experiments.bench.rounds import Seat, ValueMismatchError, check_values
 from experiments.bench.workers import Worker, WorkerError
@@ -318,6 +319,7 @@ def here(tmp_path, monkeypatch, capsys):
     """Runs a command in this process and returns what it printed and its figures."""
     for module in (losses, machine, scaling, steady, trace):
         monkeypatch.setattr(module, "Worker", Here)
+    monkeypatch.setattr(allocator, "keep_freed_memory", lambda: False)  # which would hold for all tests of this process
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(*words):
@@ -329,16 +331,38 @@ def here(tmp_path, monkeypatch, capsys):
 
 def test_a_loss_is_timed(here):
     out, content = here("losses", "--size=16", "--batch=2", "--only=dice,bce", *QUICK)
-    assert [row["loss"] for row in content["results"]] == ["bce", "dice"]
+    assert [row["loss"] for row in content["results"] if row["suite"] == losses.OURS] == ["bce", "dice"]
     assert all(min(row["step_seconds"]["rounds"]) > 0 for row in content["results"])
     assert " dice " in out
     assert " focal " not in out
 
 
+def slower_dice(size, batch):
+    """A library with one loss, which takes a fifth of a second."""
+    return {
+        "names": lambda: {"dice": "SlowerDice"},
+        "describe": dict,
+        "value": lambda loss: 0.5,
+        "run": lambda loss, steps: time.sleep(0.2 * steps),
+        "temporary_bytes": lambda loss: None,
+    }
+
+
+def test_a_loss_is_compared_with_that_of_another_library(here, monkeypatch):
+    suites = {**losses.SUITES, "other": ("test_bench:slower_dice", ()), "none": ("nobody:losses", ("not_there",))}
+    monkeypatch.setattr(losses, "SUITES", {name: suites[name] for name in (losses.OURS, "other", "none")})
+    out, content = here("losses", "--size=16", "--batch=2", "--only=dice,bce", *QUICK)
+    ratios = {(row["suite"], row["loss"]): row["ours_to_theirs"] for row in content["results"]}
+    assert ratios[losses.OURS, "bce"] is ratios[losses.OURS, "dice"] is None
+    assert 0 < ratios["other", "dice"] < 1
+    assert "ours takes at most their time in 1 of 1 comparisons" in out
+    assert "absent: none (not_there not installed)" in out
+
+
 @pytest.mark.slow
 def test_losses_are_timed_and_one_that_cannot_be_is_named(here):
     out, content = here("losses", "--size=16", "--batch=2", "--only=bce,ssim,ms_ssim", *QUICK)
-    assert [row["loss"] for row in content["results"]] == ["bce", "ssim"]
+    assert [row["loss"] for row in content["results"] if row["suite"] == losses.OURS] == ["bce", "ssim"]
     assert all(len(row["step_seconds"]["rounds"]) == 2 for row in content["results"])
     assert all(min(row["step_seconds"]["rounds"]) > 0 for row in content["results"])
     masks = images_and_masks(Workload(size=16, batch=2))[1]
@@ -351,7 +375,7 @@ def test_losses_are_timed_and_one_that_cannot_be_is_named(here):
 @pytest.mark.slow
 def test_every_loss_can_be_timed(here):
     _, content = here("losses", "--size=192", "--batch=1", "--rounds=1", "--seconds=0.001")
-    assert [row["loss"] for row in content["results"]] == list(LOSSES)
+    assert [row["loss"] for row in content["results"] if row["suite"] == losses.OURS] == list(LOSSES)
     assert content["failed"] == {}
 
 
@@ -404,3 +428,19 @@ def test_start_compiles_once_and_finds_it_again(tmp_path, env):
     assert (cold["cache"], warm["cache"]) == ("cold", "warm")
     assert warm["phases"]["compile"]["median"] < cold["phases"]["compile"]["median"]
     assert cold["total"]["median"] == pytest.approx(sum(phase["median"] for phase in cold["phases"].values()))
+
+
+def test_forms_that_end_within_the_scatter_of_the_seeds_agree():
+    rows = forms.compare({"fast": [0.30, 0.34], "plain": [0.35, 0.41], "bfloat16": [0.40, 0.42]})
+    assert [row["agrees"] for row in rows] == [True, True, False]
+    assert rows[1]["away"] == pytest.approx(0.06)
+
+
+@pytest.mark.slow
+def test_fast_and_plain_layers_learn_the_same(here, tmp_path):
+    network = ("--size=32", "--base_filters=2", "--num_layers=2", f"--cache_dir={tmp_path / 'cache'}")
+    out, content = here("forms", *network, "--steps=4", "--seeds=2", "--forms=fast,plain")
+    np.testing.assert_allclose(content["losses"]["plain"], content["losses"]["fast"], rtol=2e-2)  # dropout differs
+    assert len(set(content["losses"]["fast"])) == 2
+    assert "data: SYNTHETIC PHANTOMS" in out
+    assert "than twice the range of seeds" in out

@@ -1,6 +1,7 @@
 """`python -m experiments.bench [COMMAND] [OPTIONS]`: what the network costs. Without a command: `step`.
 
-Commands: step, losses, loader, distance, start, scaling, steady, trace. `--help` after a command lists its options.
+Commands: step, losses, loader, distance, start, scaling, steady, trace, forms. `--help` after a command lists its
+options.
 """
 
 import importlib
@@ -16,6 +17,7 @@ COMMANDS = {
     "scaling": "one to N devices: time of a step, bytes exchanged, what overlaps",
     "steady": "thousands of steps: whether time and memory stay level",
     "trace": "where the time of a step goes, operation by operation",
+    "forms": "whether the fast layers, the plain ones and bfloat16 learn the same",
 }
 """Each is a module of this package with a function `main(argv)`."""
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments import allocator
 from experiments.bench import flax_unet
 from experiments.bench.workload import ADAM, LEARNING_RATE, Workload, images_and_masks, weights
 from jaxunet import TrainState, UNet
@@ -68,6 +69,11 @@ class Compiled:
         """Floating-point operations of a step, by XLA's own count of the program before optimisation."""
         return self.step.lower(self.state, *self.inputs).cost_analysis()["flops"]  # type: ignore[attr-defined]
 
+    def bytes_accessed(self) -> float:
+        """Bytes that the operations of the optimised program read and write, by XLA's own count."""
+        costs = self.step.lower(self.state, *self.inputs).compile().cost_analysis()  # type: ignore[attr-defined]
+        return costs.get("bytes accessed", 0.0)
+
     def hlo(self) -> str:
         """The optimised program as text."""
         return self.step.lower(self.state, *self.inputs).compile().as_text()  # type: ignore[attr-defined]
@@ -105,6 +111,7 @@ def jaxunet_step(work: Workload, devices: int = 1) -> tuple[UNet, Compiled]:
 
 def jaxunet(**arguments: Any) -> dict[str, Callable[..., Any]]:
     """The library; the arguments are those of `Workload`."""
+    allocator.keep_freed_memory()  # as all programs here do
     work = Workload(**arguments)
     model, compiled = jaxunet_step(work)
     return _functions(work, model, compiled, weights(work), LOSSES[work.loss].fn)
@@ -146,4 +153,5 @@ def _functions(
         "run": compiled.train if work.task == "train" else compiled.predict,
         "memory": compiled.memory,
         "flops": compiled.flops,
+        "bytes_accessed": compiled.bytes_accessed,
     }

@@ -11,20 +11,23 @@ from experiments.bench.options import Names, at_least, check_names, parse
 from experiments.bench.workers import Worker, WorkerError
 from experiments.config import LOSS_NAMES, raise_problems
 
+OURS = "jaxunet"
 SUITES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "jaxunet": ("experiments.bench.losses:jaxunet", ("jax",)),
+    OURS: ("experiments.bench.losses:jaxunet", ("jax",)),
+    "MONAI": ("experiments.bench.torch_losses:monai", ("torch", "monai")),
+    "smp": ("experiments.bench.torch_losses:smp", ("torch", "segmentation_models_pytorch")),
 }
 """Libraries of losses: `module:function`, which takes `size` and `batch`, and what must be installed.
 
-The function returns `names() -> {name of a loss here: what it is called there}` and `run(loss, steps)`, which computes
-value and gradient `steps` times and waits for the last; `value(loss)`, `temporary_bytes(loss)` (None where nobody
-counts) and `describe()` are for the report.
+smp is segmentation_models.pytorch. The function returns `names() -> {name of a loss here: what it is called there}` and
+`run(loss, steps)`, which computes value and gradient `steps` times and waits for the last; `value(loss)`,
+`temporary_bytes(loss)` (None where nobody counts) and `describe()` are for the report.
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Every loss with its gradient with respect to the logits."""
+    """Every loss with its gradient with respect to the logits, beside MONAI's and segmentation_models.pytorch's."""
 
     size: int = 256
     """Height and width of the images in pixels."""
@@ -45,10 +48,12 @@ def jaxunet(size: int, batch: int) -> dict[str, Callable[..., Any]]:
     import jax
     import jax.numpy as jnp
 
+    from experiments import allocator
     from experiments.bench.jax_programs import device_names
     from experiments.bench.workload import Workload, images_and_masks
     from jaxunet.losses import LOSSES
 
+    allocator.keep_freed_memory()  # as all programs here do
     masks = jnp.asarray(images_and_masks(Workload(size=size, batch=batch))[1])
     logits = jax.random.normal(jax.random.key(0), masks.shape)
     compiled = {name: jax.jit(jax.value_and_grad(loss.fn)) for name, loss in LOSSES.items()}
@@ -75,11 +80,11 @@ def measure(options: Options) -> dict[str, Any]:
     """Measures all losses of all installed libraries, interleaved.
 
     Returns:
-      `{"machine", "results": [{"suite", "loss", "called", "value", "first_seconds", "step_seconds", ...}], "absent",
-      "failed"}`.
+      `{"machine", "results": [{"suite", "loss", "called", "value", "first_seconds", "step_seconds", "ours_to_theirs",
+      ...}], "absent", "failed"}`.
     """
     from experiments.bench.machine import processor
-    from experiments.bench.results import summarise
+    from experiments.bench.results import ratio, summarise
 
     workers: dict[str, Worker] = {}
     absent: dict[str, str] = {}
@@ -111,6 +116,10 @@ def measure(options: Options) -> dict[str, Any]:
     finally:
         for worker in workers.values():
             worker.close()
+    ours = {row["loss"]: row["seconds"] for row in rows if row["suite"] == OURS}
+    for row in rows:
+        compared = row["suite"] != OURS and row["loss"] in ours
+        row["ours_to_theirs"] = ratio(ours[row["loss"]], row["seconds"]) if compared else None
     for row in rows:
         row["step_seconds"] = summarise(row.pop("seconds"))
     return {"machine": machine, "results": rows, "absent": absent, "failed": failed}
@@ -130,7 +139,6 @@ def _first(worker: Worker, loss: str, least_seconds: float) -> dict[str, Any]:
 def main(argv: Sequence[str]) -> int:
     """Measures, prints a table and writes what was asked for."""
     options = parse(Options, argv, command="losses")
-    from experiments import report
     from experiments.bench import results
 
     problems = at_least(1, batch=options.batch, rounds=options.rounds, size=options.size)
@@ -138,23 +146,38 @@ def main(argv: Sequence[str]) -> int:
     results.check_new(options.json)
     content = measure(options)
     results.write_json(options.json, "losses", dataclasses.asdict(options), content)
+    show(content, options)
+    return 0
+
+
+def show(content: dict[str, Any], options: Options) -> None:
+    """Prints the times, loss by loss, and in how many of the comparisons ours is at most as slow."""
+    from experiments import report
+    from experiments.bench import results
+
     title = (
         f"loss and gradient, batch {options.batch} of {options.size}x{options.size}, median of {options.rounds} rounds"
     )
+    place = {name: number for number, name in enumerate(LOSS_NAMES)}
     rows = [
         [
             row["loss"],
             row["suite"],
             results.milliseconds(row["step_seconds"]["median"]),
             results.spread(row["step_seconds"]),
+            "-" if row["ours_to_theirs"] is None else f"{row['ours_to_theirs']:.2f}",
             "-" if row["temporary_bytes"] is None else f"{row['temporary_bytes'] / 1e6:.1f}",
             f"{row['value']:.4f}",
         ]
-        for row in content["results"]
+        for row in sorted(content["results"], key=lambda row: place[row["loss"]])
     ]
-    report.table(title, ("loss", "library", "ms", "least to most", "temporary MB", "value"), rows)
+    columns = ("loss", "library", "ms", "least to most", "ours / theirs", "temporary MB", "value")
+    report.table(title, columns, rows)
+    ratios = [row["ours_to_theirs"] for row in content["results"] if row["ours_to_theirs"] is not None]
+    if ratios:
+        fast = sum(value <= 1 for value in ratios)
+        sys.stdout.write(f"ours takes at most their time in {fast} of {len(ratios)} comparisons\n")
     for suite, reason in content["absent"].items():
         sys.stdout.write(f"absent: {suite} ({reason})\n")
     for reason in content["failed"].values():
         sys.stdout.write(f"failed: {reason}\n")
-    return 0

@@ -98,7 +98,7 @@ class Seat:
             self.facts["memory"] = self._worker.call("memory")
             self.facts["process_peak_bytes"] = self._worker.call("process_peak_bytes")
             if self.name.startswith(("jaxunet", "flax")):
-                self.facts["flops"] = self._worker.call("flops")
+                self.facts |= {count: self._worker.call(count) for count in ("flops", "bytes_accessed")}
         self.close()
 
     def close(self) -> None:

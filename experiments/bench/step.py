@@ -129,7 +129,10 @@ def measure(options: Options, console: "Console | None" = None) -> dict[str, Any
         result["network_flops"] = flops
         # a processor without the format computes in float32
         peak = max(peaks.get(f"matmul_{dtype}", 0) for dtype in ("float32", result["dtype"]))
-        result["matmul_share"] = flops / result["step_seconds"]["median"] / peak
+        seconds = result["step_seconds"]["median"]
+        result["matmul_share"] = flops / seconds / peak
+        moved = result.get("bytes_accessed")  # which XLA counts, and the others do not
+        result["copy_share"] = moved / seconds / peaks["copy"] if moved else None
     machine = {key: value for key, value in before.items() if key not in ("flops", "peaks")}
     share = idle / (time.perf_counter() - start)
     return {

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     *("contender", "ms a step", "least to most", "x ours", "images/s"),
-    *("step MB", "process MB", "first step s", "% of matmul peak"),
+    *("step MB", "process MB", "first step s", "% of matmul peak", "% of copy peak"),
 )
 
 
@@ -53,6 +53,7 @@ def cells(result: Mapping[str, Any]) -> list[str]:
         f"{result['process_peak_bytes'] / 1e6:.0f}",
         f"{result['first_step_seconds']:.1f}",
         f"{100 * result['matmul_share']:.0f}" if result["same_network"] else "-",
+        "-" if result["copy_share"] is None else f"{100 * result['copy_share']:.0f}",
     ]
 
 
@@ -74,6 +75,10 @@ def notes(content: Mapping[str, Any]) -> list[str]:
         f"{describe(Workload(task=task, loss=loss))}, batch {batch}: {count / 1e9:.1f} GFLOP by XLA's count"
         for (task, loss, batch), count in operations.items()
     ]
+    lines.append(
+        "% matmul: these operations in the time, of the measured peak. % copy: the bytes that the operations of the "
+        "compiled program read and write, of the measured peak; only XLA counts them, caches may serve them"
+    )
     lines += [f"absent: {CONTENDERS[name].label} ({reason})" for name, reason in content["absent"].items()]
     lines += [f"failed: {reason}" for reason in content["failed"].values()]
     share = content["idle_cpu_share"]
@@ -84,12 +89,12 @@ def notes(content: Mapping[str, Any]) -> list[str]:
 
 def to_markdown(content: Mapping[str, Any], options: "Options") -> str:
     """The README's table: a row a workload and contender, and below it what the figures rest on."""
-    columns = ("", "ms a step", "least to most", "x ours", "images/s", "step MB", "first step s")
+    columns = ("", "ms a step", "least to most", "x ours", "images/s", "step MB", "first step s", "% matmul", "% copy")
     rows = []
     for work in options.workloads():
         for result in select(content["results"], work):
             name, *figures = cells(result)
-            rows.append([f"{describe(work)}, batch {work.batch}: {name}", *figures[:5], figures[6]])
+            rows.append([f"{describe(work)}, batch {work.batch}: {name}", *figures[:5], *figures[6:]])
     lines = "\n".join(f"- {line}" for line in notes(content))
     size = f"{options.size}x{options.size}x3"
     words = f"Images of {size}, {options.rounds} rounds, dropout {options.dropout_rate:g} a level."

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxunet.losses.compound.combine import combine
-from jaxunet.losses.distribution import bce_loss, focal_loss, topk_bce_loss
+from jaxunet.losses.distribution import bce_loss, topk_bce_loss
 from jaxunet.losses.entry import Loss
+from jaxunet.losses.logistic import surprisals
 from jaxunet.losses.reduction import Empty, Reduce, power, prepare, ratio
 from jaxunet.losses.region import dice_loss, jaccard_loss
 from jaxunet.losses.region.overlap import overlap, true_negative
@@ -83,7 +84,7 @@ def combo_loss(
 
     Source: Taghanaki et al. 2018, arXiv 1805.02798.
     """
-    loss = combine([partial(focal_loss, alpha=beta, gamma=0.0), dice_loss], [alpha, 1 - alpha])
+    loss = combine([partial(_weighted_entropy, beta=beta), dice_loss], [alpha, 1 - alpha])
     return loss(logits, masks, weight=weight, reduce=reduce, patient=patient, empty=empty)
 
 
@@ -174,6 +175,12 @@ def exp_log_loss(
     terms = [partial(_exp_log_dice, gamma=gamma), partial(_exp_log_entropy, gamma=gamma, frequency=frequency)]
     loss = combine(terms, weights)
     return loss(logits, masks, weight=weight, reduce=reduce, patient=patient, empty=empty)
+
+
+def _weighted_entropy(logits: Array, masks: Array, *, beta: float | Array, **contract: Any) -> Array:
+    x = prepare(logits, masks, **contract)
+    of_true, of_false = surprisals(x.logits)
+    return x.mean(beta * x.masks * of_true + (1 - beta) * (1 - x.masks) * of_false)
 
 
 def _exp_log_dice(logits: Array, masks: Array, *, gamma: float | Array, **contract: Any) -> Array:

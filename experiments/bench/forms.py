@@ -1,0 +1,187 @@
+"""`python -m experiments.bench forms`: does the fast network learn what the plain one learns?
+
+The layers of `jaxunet.layers` compute the same numbers as Flax's in another order, and bfloat16 rounds them. Each form
+is trained from the same parameters, on the same batches and with the same optimizer; the differences of the final
+validation loss are compared with those of other seeds.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from experiments.bench.options import Names, at_least, check_names, parse
+from experiments.config import raise_problems
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from data_pipeline.prepare import Prepared
+    from data_pipeline.splits import Split
+    from experiments.config import Config
+
+FORMS = ("fast", "plain", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The final validation loss of the fast layers, of Flax's own, and of the fast ones in bfloat16."""
+
+    root: str | None = None
+    """The slices, as of --data.root; none: synthetic phantoms."""
+    cache_dir: str | None = None
+    """Where prepared slices are kept, as of --data.cache_dir."""
+    size: int = 128
+    """Height and width that slices are brought to, in pixels."""
+    base_filters: int = 16
+    """Filters of the first level."""
+    num_layers: int = 6
+    """Number of 2x2 poolings."""
+    loss: str = "hybrid"
+    """A loss by its name."""
+    batch: int = 4
+    """Images a step."""
+    steps: int = 200
+    """Training steps of each run."""
+    seeds: int = 3
+    """Runs of each form: seeds of the parameters and of the order of the slices."""
+    forms: Names = FORMS
+    """fast, plain, bfloat16."""
+    json: str | None = None
+    """A new file for all figures."""
+
+
+def measure(options: Options, advance: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """Trains all forms with all seeds.
+
+    Args:
+      options: checked.
+      advance: called after every run.
+
+    Returns:
+      `{"machine", "data", "losses": {form: [final validation loss of each seed]}}`.
+    """
+    import jax
+
+    from experiments import build
+    from experiments.bench.jax_programs import device_names
+    from experiments.cli import parse as parse_config
+    from jaxunet.sharding import make_mesh
+
+    words = {
+        "data.root": options.root,
+        "data.cache_dir": options.cache_dir,
+        "data.resize": True if options.root else None,
+        "model.image_height": options.size,
+        "model.image_width": options.size,
+        "model.base_filters": options.base_filters,
+        "model.num_layers": options.num_layers,
+        "train.loss": options.loss,
+        "train.batch_size": options.batch,
+    }
+    flags = [f"--{key}={value}" for key, value in words.items() if value is not None]
+    config = parse_config(["--config=dice", *flags], program="train")
+    data = build.dataset(config)
+    split = build.data_split(config, data)
+    mesh = make_mesh(jax.devices()[:1])
+    losses: dict[str, list[float]] = {}
+    for form in options.forms:
+        run = program(form, config, data, split, mesh)
+        losses[form] = []
+        for seed in range(options.seeds):
+            losses[form].append(run(seed, options.steps))
+            advance()
+    return {"machine": device_names(), "data": data.title, "losses": losses}
+
+
+def program(form: str, config: "Config", data: "Prepared", split: "Split", mesh: "Mesh") -> Callable[[int, int], float]:
+    """Compiles a form; the result trains it with a seed for some steps and returns the validation loss."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from data_pipeline.loader import eval_batches, train_batches
+    from experiments import build
+    from experiments.bench.flax_unet import PlainUNet, to_flax
+    from jaxunet.sharding import global_batch, replicate
+    from jaxunet.step import compile_eval_step, compile_train_step, init_state
+
+    network, m, size = build.model(config), config.model, config.train.batch_size
+    if form == "bfloat16":
+        network = network.clone(dtype=jnp.bfloat16)
+    plain = PlainUNet(m.base_filters, m.num_layers, m.dropout_rate, jnp.float32)
+    optimizer, loss = build.optimizer(config, len(split.train) // size), build.loss(config)
+    train_step = compile_train_step(mesh, loss=loss, seed=0)
+    eval_step = compile_eval_step(mesh, apply_fn=(plain if form == "plain" else network).apply, loss=loss)
+
+    def run(seed: int, steps: int) -> float:
+        state = init_state(network, optimizer, seed=seed, image_shape=build.image_shape(config))
+        if form == "plain":
+            state = state.replace(params=to_flax(state.params), apply_fn=plain.apply)
+        state = replicate(state, mesh)
+        batches = train_batches(data, split.train, batch_size=size, seed=seed)
+        for batch, _ in zip(batches, range(steps), strict=False):
+            state, _ = train_step(state, global_batch(batch, mesh))
+        values, rows = [], []
+        for batch in eval_batches(data, split.val, batch_size=size):
+            rows.append(int(batch["weight"].sum()))
+            values.append(float(eval_step(state.params, global_batch(batch, mesh), rows=rows[-1])[0]))
+        jax.block_until_ready(state)
+        return float(np.average(values, weights=rows))
+
+    return run
+
+
+def compare(losses: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """A row a form: mean and range of its seeds, and how far its mean lies from that of the first form.
+
+    A form agrees with the first one where that is less than twice the range of the first one's seeds.
+    """
+    first = next(iter(losses.values()))
+    spread = max(first) - min(first)
+    rows = []
+    for form, values in losses.items():
+        mean = sum(values) / len(values)
+        away = abs(mean - sum(first) / len(first))
+        rows.append(
+            {"form": form, "mean": mean, "range": max(values) - min(values), "away": away, "agrees": away < 2 * spread}
+        )
+    return rows
+
+
+def main(argv: Sequence[str]) -> int:
+    """Trains, prints a table and writes what was asked for."""
+    options = parse(Options, argv, command="forms")
+    from experiments import report
+    from experiments.bench import results
+
+    problems = at_least(1, batch=options.batch, steps=options.steps, size=options.size) + at_least(
+        2, seeds=options.seeds
+    )
+    raise_problems([*problems, *check_names("forms", options.forms, FORMS)])
+    results.check_new(options.json)
+    with report.progress("training", len(options.forms) * options.seeds) as advance:
+        content = measure(options, advance)
+    content["rows"] = compare(content["losses"])
+    results.write_json(options.json, "forms", dataclasses.asdict(options), content)
+    title = (
+        f"validation loss ({options.loss}) after {options.steps} steps of {options.batch} images "
+        f"of {options.size}x{options.size}, {options.seeds} seeds"
+    )
+    rows = [
+        [
+            row["form"],
+            " ".join(f"{value:.4f}" for value in content["losses"][row["form"]]),
+            f"{row['mean']:.4f}",
+            f"{row['range']:.4f}",
+            f"{row['away']:.4f}",
+        ]
+        for row in content["rows"]
+    ]
+    report.table(title, ("form", "each seed", "mean", "range", "from the first"), rows)
+    sys.stdout.write(f"data: {content['data']}\n")
+    for row in content["rows"][1:]:
+        limit = 2 * content["rows"][0]["range"]
+        word = "less" if row["agrees"] else "NOT less"
+        sys.stdout.write(f"{row['form']}: {row['away']:.4f} away, {word} than twice the range of seeds, {limit:.4f}\n")
+    return 0
