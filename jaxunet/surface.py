@@ -12,11 +12,11 @@ numbers, closer to ours the larger the mask is.
 Empty masks have no surface, and this is what the scores give for them. `empty` is the project's one rule: under
 "perfect", the default, an empty prediction of an empty mask is right; under "skip" an empty mask does not count.
 
-| score                                      | both empty | only the mask: false alarm | only the prediction: missed |
-|--------------------------------------------|------------|----------------------------|-----------------------------|
-| `hausdorff_distance`, HD95                 | 0, or NaN  | the diagonal, or NaN       | the diagonal                |
-| `average_surface_distance`                 | 0, or NaN  | the diagonal, or NaN       | the diagonal                |
-| `surface_dice_score`, `boundary_iou_score` | 1, or NaN  | 0, or NaN                  | 0                           |
+| score                                      | both empty | mask empty: false alarm | prediction empty: missed |
+|--------------------------------------------|------------|-------------------------|--------------------------|
+| `hausdorff_distance`, HD95                 | 0, or NaN  | the diagonal, or NaN    | the diagonal             |
+| `average_surface_distance`                 | 0, or NaN  | the diagonal, or NaN    | the diagonal             |
+| `surface_dice_score`, `boundary_iou_score` | 1, or NaN  | 0, or NaN               | 0                        |
 
 A missed lesion always counts: left out as NaN, as peers do, it would favour a model that misses what it finds
 difficult. The distance to a surface that does not exist is infinite, and one such case would make a mean infinite; the

@@ -4,7 +4,11 @@ Averages run over the batch where the library has the choice, as ours do. Masks 
 `[B, 1, H, W]`; what a library wants of them (two classes, integers) is made outside the time that is measured.
 """
 
+import importlib.util
+import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -57,8 +61,7 @@ def monai(size: int, batch: int) -> dict[str, Callable[..., Any]]:
 
 def smp(size: int, batch: int) -> dict[str, Callable[..., Any]]:
     """The binary losses of segmentation_models.pytorch."""
-    from segmentation_models_pytorch import losses
-
+    losses = _without_encoders("segmentation_models_pytorch", "losses")
     binary = "binary"
     mcc = losses.MCCLoss()
     one: dict[str, Loss] = {
@@ -78,6 +81,19 @@ def smp(size: int, batch: int) -> dict[str, Callable[..., Any]]:
         "mcc": lambda z, g: mcc(torch.sigmoid(z), g),
     }
     return _functions(size, batch, one, {}, {})
+
+
+def _without_encoders(package: str, folder: str) -> ModuleType:
+    """Imports a folder of a package, but not the package itself: that one wants torchvision and timm."""
+    found = importlib.util.find_spec(package)
+    assert found is not None and found.origin is not None
+    place = Path(found.origin).parent / folder
+    name = f"{package}_{folder}"
+    spec = importlib.util.spec_from_file_location(name, place / "__init__.py", submodule_search_locations=[str(place)])
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _device() -> torch.device:
