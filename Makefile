@@ -11,7 +11,7 @@ RUN_DIR ?=
 ARGS ?=
 
 # Two workers, a file each: most tests wait for a compiler that uses one core.
-PARALLEL := -n 2 --dist loadfile
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 BIN := $(VENV)/bin
 # A DATA= that was given and is empty is an error of the program, never the synthetic set.
@@ -27,7 +27,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(PARALLEL) -m ""
+	XLA_FLAGS=--xla_backend_optimization_level=3 $(BIN)/python -m pytest $(PARALLEL) -m ""
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -1,13 +1,32 @@
-"""Runs the tests on 8 simulated CPU devices, and hypothesis with the same examples every time."""
+"""Runs the tests on 8 simulated CPU devices, and hypothesis with the same examples every time.
+
+LLVM does not optimise the programs, which takes longer than running them once: XLA's own passes, which decide what is
+computed and in which order, are those of any program. `make test-all` compiles as users do.
+"""
 
 import os
 
 # Before the first import of jax: it reads both when it starts its backend.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        *(
+            flag
+            for flag in ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0")
+            if flag.split("=")[0] not in os.environ.get("XLA_FLAGS", "")
+        ),
+    ]
+).strip()
 
 from hypothesis import settings
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")
+
+LONGEST = ("test_resume.py", "test_programs.py", "test_bench.py", "test_distributed.py", "test_losses.py")
+"""Files that take minutes: they start first, so that no worker is left alone with one at the end."""
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))

@@ -13,11 +13,17 @@ TINY = (
     "--model.image_width=32",
     "--model.image_height=32",
     "--model.base_filters=2",
-    "--model.num_layers=3",
+    "--model.num_layers=2",
     "--data.phantom_patients=6",
     "--train.batch_size=8",
     "--train.epochs=3",
 )
+
+
+def compiler_flags(devices: int = 1) -> str:
+    """`XLA_FLAGS` for some simulated devices, with the optimisation of these tests."""
+    flags = [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]
+    return " ".join([*flags, f"--xla_force_host_platform_device_count={devices}"])
 
 
 def environment(cache: Path, devices: int = 1) -> dict[str, str]:
@@ -25,7 +31,7 @@ def environment(cache: Path, devices: int = 1) -> dict[str, str]:
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": compiler_flags(devices),
         "JAX_COMPILATION_CACHE_DIR": str(cache / "xla"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "XDG_CACHE_HOME": str(cache),

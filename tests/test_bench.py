@@ -397,6 +397,7 @@ def test_steady_shows_a_quarter_beside_another(here):
     assert "kB a step" in out
 
 
+@pytest.mark.slow
 def test_trace_names_operations_with_their_layer_and_floor(here):
     out, content = here("trace", *TINY, "--steps=2", "--least=0", "--batch=2")
     operations = content["operations"]

@@ -95,6 +95,7 @@ def test_evaluate_needs_the_run_directory_only_and_repeats_itself(finished, plac
     assert "batches of 32 (documented)" in done.stdout
 
 
+@pytest.mark.slow
 def test_evaluate_on_the_validation_part_agrees_with_training(finished, place, env):
     done = run("evaluate", "--run_dir=run", "--eval.split=val", "--eval.batch_size=8", cwd=place, env=env)
     assert done.returncode == 0, done.stderr

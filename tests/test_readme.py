@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import tyro
+from programs import compiler_flags
 
 from experiments import cli
 from experiments.bench.__main__ import COMMANDS as COMMANDS_OF_BENCH
@@ -78,7 +79,7 @@ def test_a_make_command_names_a_target_and_variables_of_the_makefile(command):
 
 def test_the_library_examples_run_as_they_stand():
     example = "\n".join(BLOCKS["python"])
-    env = {**os.environ, "XLA_FLAGS": ""}  # one device, as a reader has
+    env = {**os.environ, "XLA_FLAGS": compiler_flags()}  # one device, as a reader has
     done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, cwd=ROOT, env=env)
     assert done.returncode == 0, done.stderr
 

@@ -112,6 +112,7 @@ def test_a_finished_run_prints_its_table_again_and_trains_nothing(uninterrupted)
     assert before == {p: p.stat().st_mtime_ns for p in (whole / "checkpoints").rglob("*")}
 
 
+@pytest.mark.slow
 def test_a_run_may_go_on_with_its_slices_kept_elsewhere_and_ends_bit_for_bit_the_same(uninterrupted, tmp_path):
     cache, whole = uninterrupted
     for kept, epochs in (("memory", 1), ("device", 3)):
