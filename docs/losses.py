@@ -169,8 +169,18 @@ def main(arguments: list[str]) -> None:
     if arguments:
         from losses_figures import draw_all  # beside this file
 
-        COST.write_text(json.dumps(times(Path(arguments[0])), indent=1) + "\n")
-        draw_all(json.loads(COST.read_text())["milliseconds"], DOCS)
+        try:
+            cost = times(Path(arguments[0]))
+            page(cost)  # before anything is written
+        except OSError as error:
+            raise SystemExit(f"{arguments[0]} cannot be read: {error.strerror}") from error
+        except (ValueError, KeyError) as error:
+            raise SystemExit(
+                f"{arguments[0]}: {error}; expected the figures of all losses, as `python -m experiments.bench losses "
+                "--json=FILE` writes them, and a reason in SLOWER for each that another library computes faster"
+            ) from error
+        COST.write_text(json.dumps(cost, indent=1) + "\n")
+        draw_all(cost["milliseconds"], DOCS)
     PAGE.write_text(page(json.loads(COST.read_text())))
 
 

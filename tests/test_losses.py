@@ -48,6 +48,9 @@ WEIGHTS = {
 }
 
 
+DOCUMENTED = ("bce", "dice", "jaccard", "ssim", "bce_dice", "bce_jaccard", "hybrid")
+
+
 @functools.cache
 def program(name: str):
     """Value, gradient and values of the images: compiled once for a loss, with a weight a pixel."""
@@ -96,6 +99,16 @@ def test_weighted_value_equals_float64(name, kind):
         z, g = CASES[case]
         expected = oracle.ORACLES[name](z, g, weight, "batch")
         np.testing.assert_allclose(compiled(name)(z, g, weight=weight), expected, rtol=rtol, atol=atol, err_msg=case)
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in DOCUMENTED else pytest.param(name, marks=pytest.mark.slow) for name in LOSSES]
+)
+def test_a_weight_of_samples_is_that_of_their_pixels_and_none_is_one_everywhere(name):
+    z, g = CASES["blob"]
+    for weight in (None, WEIGHTS["sample"]):
+        of_samples = jax.jit(LOSSES[name].fn)(z, g, weight=weight)
+        np.testing.assert_allclose(of_samples, compiled(name)(z, g, weight), rtol=1e-5, atol=1e-6)
 
 
 @functools.cache
@@ -148,9 +161,6 @@ def test_float32_gradient_equals_float64_gradient(name):
         double = derivatives(name)(z, g, np.ones(SHAPE))[2]
         rounding = 1e-7 / z.size if case == "soft mask" else 0  # a soft label may be all but the probability
         np.testing.assert_allclose(single, double, rtol=rtol, atol=max(atol, rounding), err_msg=case)
-
-
-DOCUMENTED = ("bce", "dice", "jaccard", "ssim", "bce_dice", "bce_jaccard", "hybrid")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The losses of MONAI and of segmentation_models.pytorch, set up to compute what ours do, in eager PyTorch.
+"""The losses of MONAI and of segmentation_models.pytorch in eager PyTorch, set up as near to ours as their options go.
 
 Averages run over the batch where the library has the choice, as ours do. Masks are float32 on the device,
 `[B, 1, H, W]`; what a library wants of them (two classes, integers) is made outside the time that is measured.
@@ -61,7 +61,7 @@ def monai(size: int, batch: int) -> dict[str, Callable[..., Any]]:
 
 def smp(size: int, batch: int) -> dict[str, Callable[..., Any]]:
     """The binary losses of segmentation_models.pytorch."""
-    losses = _without_encoders("segmentation_models_pytorch", "losses")
+    losses = _smp_losses()
     binary = "binary"
     mcc = losses.MCCLoss()
     one: dict[str, Loss] = {
@@ -83,13 +83,14 @@ def smp(size: int, batch: int) -> dict[str, Callable[..., Any]]:
     return _functions(size, batch, one, {}, {})
 
 
-def _without_encoders(package: str, folder: str) -> ModuleType:
-    """Imports a folder of a package, but not the package itself: that one wants torchvision and timm."""
-    found = importlib.util.find_spec(package)
-    assert found is not None and found.origin is not None
-    place = Path(found.origin).parent / folder
-    name = f"{package}_{folder}"
-    spec = importlib.util.spec_from_file_location(name, place / "__init__.py", submodule_search_locations=[str(place)])
+def _smp_losses() -> ModuleType:
+    """Imports the package's losses, but not the package itself: that one wants torchvision and timm."""
+    package = importlib.util.find_spec("segmentation_models_pytorch")
+    assert package is not None and package.origin is not None
+    folder, name = Path(package.origin).parent / "losses", "segmentation_models_pytorch_losses"
+    spec = importlib.util.spec_from_file_location(
+        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
     assert spec is not None and spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

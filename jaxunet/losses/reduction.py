@@ -167,7 +167,7 @@ def ratio(numerator: Array, denominator: Array) -> Array:
 
 
 def power(share: Array, exponent: float | Array) -> Array:
-    """`share ** exponent`, with gradient zero at zero, where that of a root is infinite."""
+    """`share ** exponent` of shares in [0, 1]; a root has gradient zero at zero, where it is infinite."""
     if isinstance(exponent, int | float) and exponent >= 1 and exponent == int(exponent):
         return share ** int(exponent)  # products, where a power of floats takes a logarithm and an exponential
     positive = share > 0
