@@ -1,10 +1,14 @@
-"""Convolution, up-convolution and max-pooling with the documented values, written for XLA.
+"""Convolution, ReLU with dropout, up-convolution and max-pooling with the documented values, written for XLA.
 
 XLA's CPU backend does the gradients of `flax.linen.ConvTranspose` (strided) and of `flax.linen.max_pool`
 (select-and-scatter) slowly, and select-and-scatter has no deterministic form on GPUs. Both layers are small enough to
-be said in operations that every backend does well. The 3x3 convolution has a form of its own on CPUs only. The tests
-compare value and gradient of each with the plain forms.
+be said in operations that every backend does well. ReLU and dropout are one function, for the sake of memory. The 3x3
+convolution has a form of its own on CPUs only. The tests compare value and gradient of each with the plain forms.
 """
+
+import functools
+import itertools
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -12,11 +16,14 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-WIDE = 64
-"""Channels from which a matrix product is worth the copies that it needs."""
+FEW, MANY, WIDE = 16, 32, 64
+"""Channels from which matrix products are worth the copies that they need: nine small ones, a large one, all else."""
 
-STRIP = 8
-"""Rows of an image that are worked on at once where the channels are too few for one large product."""
+STRIP = 2048
+"""Pixels of an image that are worked on at once."""
+
+DRAWS = 2**16
+"""Different numbers that dropout draws."""
 
 TINY = 8 * 8
 """Pixels up to which XLA's CPU convolution loses to a matrix product, forward too."""
@@ -34,37 +41,76 @@ class Conv3x3(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Returns `[B, H, W, features]` in `dtype`."""
-        kernel = self.param("kernel", nn.initializers.he_normal(), (3, 3, x.shape[-1], self.features), jnp.float32)
+    def __call__(self, *parts: Array) -> Array:
+        """Returns `[B, H, W, features]` in `dtype`; the channels of several inputs are taken as concatenated."""
+        channels = sum(part.shape[-1] for part in parts)
+        kernel = self.param("kernel", nn.initializers.he_normal(), (3, 3, channels, self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        return conv3x3(x, kernel) + bias
+        kernel, bias, *images = nn.dtypes.promote_dtype(kernel, bias, *parts, dtype=self.dtype)
+        return conv3x3(tuple(images), kernel) + bias
 
 
 @jax.custom_vjp
-def conv3x3(x: Array, kernel: Array) -> Array:
-    """`x` `[B, H, W, C]` convolved with `kernel` `[3, 3, C, D]`, zero padding: `[B, H, W, D]`.
+def conv3x3(parts: tuple[Array, ...], kernel: Array) -> Array:
+    """Images convolved with `kernel` `[3, 3, C, D]`, zero padding: `[B, H, W, D]`.
 
-    On CPUs the gradient of a wide kernel, and everything on tiny images, is a matrix product: XLA hands those to a
-    routine made for large images and small kernels, at a half to a tenth of what the processor can do. Elsewhere it is
-    `lax.conv_general_dilated`. Differentiable in reverse mode, any number of times.
+    `parts` are images `[B, H, W, C_i]` with C channels in all, in the order of the kernel's. On CPUs each part has a
+    convolution of its own (unless the kernel is larger than they are), so that no concatenation is written and kept;
+    two of 16 channels also take half the time of one of 32. The gradient of a kernel, and everything on tiny images,
+    are matrix products there: XLA hands those to a routine made for large images and small kernels, at a half to a
+    tenth of what the processor can do. Elsewhere it is `lax.conv_general_dilated`. Differentiable in reverse mode, any
+    number of times.
     """
-    return lax.platform_dependent(x, kernel, cpu=_forward_cpu, default=_conv)
+    return lax.platform_dependent(parts, kernel, cpu=_forward_cpu, default=_forward)
 
 
-def _conv3x3_fwd(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return conv3x3(x, kernel), (x, kernel)
+Residuals = tuple[tuple[Array, ...], Array]
 
 
-def _conv3x3_bwd(residuals: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    x, kernel = residuals
-    dx = lax.platform_dependent(x, kernel, g, cpu=_input_gradient_cpu, default=_input_gradient)
-    dkernel = lax.platform_dependent(x, kernel, g, cpu=_kernel_gradient_cpu, default=_kernel_gradient)
-    return dx, dkernel
+def _conv3x3_fwd(parts: tuple[Array, ...], kernel: Array) -> tuple[Array, Residuals]:
+    return conv3x3(parts, kernel), (parts, kernel)
+
+
+def _conv3x3_bwd(residuals: Residuals, g: Array) -> Residuals:
+    return lax.platform_dependent(*residuals, g, cpu=_gradients_cpu, default=_gradients)
 
 
 conv3x3.defvjp(_conv3x3_fwd, _conv3x3_bwd)
+
+
+def _forward(parts: tuple[Array, ...], kernel: Array) -> Array:
+    return _conv(jnp.concatenate(parts, axis=-1), kernel)
+
+
+def _gradients(parts: tuple[Array, ...], kernel: Array, g: Array) -> Residuals:
+    return jax.vjp(_forward, parts, kernel)[1](g)
+
+
+def _forward_cpu(parts: tuple[Array, ...], kernel: Array) -> Array:
+    if _is_large(kernel, parts):
+        return _part_cpu(jnp.concatenate(parts, axis=-1), kernel)
+    first, *others = (_part_cpu(x, rows) for x, rows in zip(parts, _split(kernel, parts, axis=2), strict=True))
+    return sum(others, start=first)
+
+
+def _gradients_cpu(parts: tuple[Array, ...], kernel: Array, g: Array) -> Residuals:
+    if _is_large(kernel, parts):
+        x = jnp.concatenate(parts, axis=-1)
+        slopes = _split(_input_gradient_cpu(x, kernel, g), parts, axis=3)
+        return tuple(slopes), _kernel_gradient_cpu(x, g)
+    slopes = [_input_gradient_cpu(x, rows, g) for x, rows in zip(parts, _split(kernel, parts, axis=2), strict=True)]
+    return tuple(slopes), jnp.concatenate([_kernel_gradient_cpu(x, g) for x in parts], axis=2)
+
+
+def _is_large(kernel: Array, parts: Sequence[Array]) -> bool:
+    """Whether it takes longer to copy the kernel in parts than the images as one."""
+    return kernel.size > sum(part.size for part in parts)
+
+
+def _split(joined: Array, parts: Sequence[Array], axis: int) -> list[Array]:
+    """Cuts an axis of C channels into as many as each part has."""
+    ends = itertools.accumulate(part.shape[-1] for part in parts)
+    return jnp.split(joined, list(ends)[:-1], axis=axis)
 
 
 def _conv(x: Array, kernel: Array) -> Array:
@@ -75,11 +121,12 @@ def _input_gradient(x: Array, kernel: Array, g: Array) -> Array:
     return jax.vjp(lambda x: _conv(x, kernel), x)[1](g)[0]
 
 
-def _kernel_gradient(x: Array, kernel: Array, g: Array) -> Array:
+def _kernel_gradient(x: Array, g: Array) -> Array:
+    kernel = jnp.zeros((3, 3, x.shape[-1], g.shape[-1]), x.dtype)
     return jax.vjp(lambda kernel: _conv(x, kernel), kernel)[1](g)[0]
 
 
-def _forward_cpu(x: Array, kernel: Array) -> Array:
+def _part_cpu(x: Array, kernel: Array) -> Array:
     if not _is_tiny(x):
         return _conv(x, kernel)
     patches = _neighbours(_neighbours(x, 2), 1)  # [B, H, W, 3, 3, C]
@@ -96,30 +143,40 @@ def _input_gradient_cpu(x: Array, kernel: Array, g: Array) -> Array:
     return sum((parts[:, 2 - i : 2 - i + h, 2 - j : 2 - j + w, i, j] for i in range(3) for j in range(3)), start=0 * x)
 
 
-def _kernel_gradient_cpu(x: Array, kernel: Array, g: Array) -> Array:
+def _kernel_gradient_cpu(x: Array, g: Array) -> Array:
     if _is_tiny(x):  # no other form leaves the large result in its order
         return jnp.einsum("bhwijc,bhwd->ijcd", _neighbours(_neighbours(x, 2), 1), g)
-    channels = min(kernel.shape[2:])
-    if channels < WIDE:
-        in_strips = channels >= WIDE // 2 and x.shape[1] % STRIP == 0
-        return _kernel_gradient_in_strips(x, kernel, g) if in_strips else _kernel_gradient(x, kernel, g)
-    # Three copies of each side do for nine offsets: `x` is shifted along the rows, `g` across them, the other way.
-    return jnp.einsum("bhwjc,bhwid->ijcd", _neighbours(x, 2), _neighbours(g, 1, order=(2, 1, 0)))
+    if x.shape[-1] < FEW:
+        return _kernel_gradient(x, g)
+    height, width = x.shape[1:3]
+    divisors = [rows for rows in range(2, height) if height % rows == 0]
+    rows = max((rows for rows in divisors if rows * width <= STRIP), default=height)
+    if rows + 2 > height:
+        return _kernel_gradient_of_strip(x, jnp.pad(g, ((0, 0), (1, 1), (0, 0), (0, 0))))
+
+    # In a loop, the copies of `x` stay in the cache. They also come to be when `g` is there: outside of a loop XLA
+    # makes them as soon as `x` is known, in the forward pass, and keeps all layers' until the backward pass is there.
+    def add_strip(total: Array, top: Array) -> tuple[Array, None]:
+        strip = lax.dynamic_slice_in_dim(x, top, rows, axis=1)
+        # The strip of `g` and a row more on each side, zero outside of the image.
+        first = jnp.clip(top - 1, 0, height - rows - 2)
+        slopes = lax.dynamic_slice_in_dim(g, first, rows + 2, axis=1)
+        slopes = jnp.pad(slopes, ((0, 0), (1, 1), (0, 0), (0, 0)))
+        slopes = lax.dynamic_slice_in_dim(slopes, top - first, rows + 2, axis=1)
+        return total + _kernel_gradient_of_strip(strip, slopes), None
+
+    zeros = jnp.zeros((3, 3, x.shape[-1], g.shape[-1]), x.dtype)
+    return lax.scan(add_strip, zeros, jnp.arange(0, height, rows))[0]
 
 
-def _kernel_gradient_in_strips(x: Array, kernel: Array, g: Array) -> Array:
-    """A product for each of the nine offsets, strip by strip, so that the copies of `x` stay in the cache."""
-    w = x.shape[2]
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-
-    def add_strip(sums: Array, top: Array) -> tuple[Array, None]:
-        rows = lax.dynamic_slice_in_dim(padded, top, STRIP + 2, axis=1)
-        slopes = lax.dynamic_slice_in_dim(g, top, STRIP, axis=1)
-        offsets = [[rows[:, i : i + STRIP, j : j + w] for j in range(3)] for i in range(3)]
-        products = [[jnp.einsum("bhwc,bhwd->cd", part, slopes) for part in parts] for parts in offsets]
-        return sums + jnp.stack([jnp.stack(row) for row in products]), None
-
-    return lax.scan(add_strip, jnp.zeros_like(kernel), jnp.arange(0, x.shape[1], STRIP))[0]
+def _kernel_gradient_of_strip(x: Array, g: Array) -> Array:
+    """What rows `x` `[B, R, W, C]` add to the kernel's gradient; `g` `[B, R + 2, W, D]` has a row more on each side."""
+    x = _neighbours(x, 2)  # shifted along the rows; `g` is shifted across them, the other way
+    shifted = [g[:, 2 - i : 2 - i + x.shape[1]] for i in range(3)]
+    if min(x.shape[-1], g.shape[-1]) >= MANY:
+        return jnp.einsum("bhwjc,bhwid->ijcd", x, jnp.stack(shifted, axis=3))
+    # Nine products of few channels are faster than one and the copies it takes.
+    return jnp.stack([jnp.stack([jnp.einsum("bhwc,bhwd->cd", x[..., j, :], g) for j in range(3)]) for g in shifted])
 
 
 def _is_tiny(x: Array) -> bool:
@@ -131,6 +188,78 @@ def _neighbours(x: Array, axis: int, order: tuple[int, ...] = (0, 1, 2)) -> Arra
     size = x.shape[axis]
     padded = jnp.pad(x, [(1, 1) if a == axis else (0, 0) for a in range(x.ndim)])
     return jnp.stack([lax.slice_in_dim(padded, i, i + size, axis=axis) for i in order], axis=3)
+
+
+class ReluDropout(nn.Module):
+    """ReLU, then dropout: `[B, H, W, C]` to the same shape.
+
+    A value is kept with the probability `1 - rate`, rounded to 16 bits, and divided by it. The numbers are drawn two
+    from a word of 32 bits, along the channels; they depend on the key named `"dropout"` and the shape only.
+
+    Attributes:
+      rate: share of values that are set to zero, at least 0 and below 1.
+      deterministic: leaves dropout out.
+    """
+
+    rate: float
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Returns an array of the shape and dtype of `x`."""
+        dropped = round(self.rate * DRAWS)
+        if self.deterministic or not dropped:
+            return relu(x)
+        words = jax.random.bits(self.make_rng("dropout"), (*x.shape[:-1], -(-x.shape[-1] // 2)), jnp.uint32)
+        draws = lax.bitcast_convert_type(words, jnp.uint16).reshape(*x.shape[:-1], -1)[..., : x.shape[-1]]
+        return relu(x, draws >= dropped, scale=DRAWS / (DRAWS - dropped))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnames=("scale",))
+def relu(x: Array, keep: Array | None = None, scale: float = 1.0) -> Array:
+    """`max(x, 0) * scale` where `keep`, 0 elsewhere. The gradient at `x = 0` is 0.
+
+    Where the result is positive, the input was, and was kept: the backward pass needs nothing but the result, which the
+    next convolution keeps anyway. `jax.nn.relu` and dropout on their own keep two inputs and a mask more.
+    """
+    # In place of jnp.maximum: XLA would compute that a second time in the backward pass, and keep `x` for it too.
+    y = jnp.where(x < 0, 0, x) * scale
+    return y if keep is None else jnp.where(keep, y, 0)
+
+
+def _relu_fwd(x: Array, keep: Array | None, scale: float) -> tuple[Array, Array]:
+    y = relu(x, keep, scale)
+    return y, y
+
+
+def _relu_bwd(scale: float, y: Array, g: Array) -> tuple[Array, None]:
+    return jnp.where(y > 0, g * scale, 0), None
+
+
+relu.defvjp(_relu_fwd, _relu_bwd)
+
+
+class Conv1x1(nn.Module):
+    """Convolution 1x1: `[B, H, W, C]` to `[B, H, W, features]`; parameters as in `flax.linen.Conv`.
+
+    It is a matrix product, and said so: XLA's CPU backend computes the kernel's gradient of the convolution with a
+    window as large as the image.
+
+    Attributes:
+      features: number of output channels.
+      dtype: dtype of the computation; parameters are float32.
+    """
+
+    features: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Returns `[B, H, W, features]` in `dtype`."""
+        kernel = self.param("kernel", nn.initializers.glorot_uniform(), (1, 1, x.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        return x @ kernel[0, 0] + bias
 
 
 class UpConv(nn.Module):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from jaxunet.layers import Conv3x3, UpConv, max_pool
+from jaxunet.layers import Conv1x1, Conv3x3, ReluDropout, UpConv, max_pool, relu
 
 
 class UNet(nn.Module):
@@ -56,29 +56,24 @@ class UNet(nn.Module):
         x = (images.astype(jnp.float32) / 255).astype(self.dtype)
         skips = []
         for level in range(self.num_layers):
-            x = convolve(self, x, level, "encoder", train)
+            x = convolve(self, (x,), level, "encoder", train)
             skips.append(x)
             x = max_pool(x)
-        x = convolve(self, x, self.num_layers, "encoder", train)
+        x = convolve(self, (x,), self.num_layers, "encoder", train)
         for level in reversed(range(self.num_layers)):
             x = UpConv(self._filters(level), dtype=self.dtype, name=f"decoder{level}_up")(x)
-            x = jnp.concatenate([x, skips[level]], axis=-1)
-            x = convolve(self, x, level, "decoder", train)
-        head = nn.Conv(
-            self.num_classes, (1, 1), dtype=self.dtype, kernel_init=nn.initializers.glorot_uniform(), name="head"
-        )
-        return head(x).astype(jnp.float32)
+            x = convolve(self, (x, skips[level]), level, "decoder", train)
+        return Conv1x1(self.num_classes, dtype=self.dtype, name="head")(x).astype(jnp.float32)
 
     def _filters(self, level: int) -> int:
         return self.base_filters * 2**level
 
-    def _convolutions(self, x: Array, level: int, path: str, train: bool) -> Array:
-        for number in (1, 2):
-            conv = Conv3x3(self._filters(level), dtype=self.dtype, name=f"{path}{level}_conv{number}")
-            x = nn.relu(conv(x))
-            if number == 1:
-                x = nn.Dropout(self.dropout_rate * level, deterministic=not train, name=f"{path}{level}_dropout")(x)
-        return x
+    def _convolutions(self, parts: tuple[Array, ...], level: int, path: str, train: bool) -> Array:
+        def conv(number: int) -> Conv3x3:
+            return Conv3x3(self._filters(level), dtype=self.dtype, name=f"{path}{level}_conv{number}")
+
+        dropout = ReluDropout(self.dropout_rate * level, deterministic=not train, name=f"{path}{level}_dropout")
+        return relu(conv(2)(dropout(conv(1)(*parts))))
 
     def _check(self, images: Array) -> None:
         factor = 2**self.num_layers

@@ -79,6 +79,7 @@ def compared(tmp_path_factory, env):
     return place, done.stdout, json.loads((place / "figures.json").read_text())
 
 
+@pytest.mark.slow
 def test_plain_flax_finds_the_same_losses_step_after_step(compared):
     _, _, content = compared
     ours, plain = content["results"]
@@ -94,6 +95,7 @@ def products(work):
         yield shape, work.batch * (work.size >> level) ** 2
 
 
+@pytest.mark.slow
 def test_the_figures_say_what_they_promise(compared):
     _, _, content = compared
     assert (content["format"], content["command"]) == (results.FORMAT, "step")
@@ -118,6 +120,7 @@ def test_the_figures_say_what_they_promise(compared):
     assert content["results"][0]["ratio_to_ours"] == 1
 
 
+@pytest.mark.slow
 def test_the_table_and_the_readme_carry_the_figures(compared):
     place, out, content = compared
     assert "training step, hybrid, batch 2 of 16x16x3" in out
@@ -379,6 +382,7 @@ def test_every_loss_can_be_timed(here):
     assert content["failed"] == {}
 
 
+@pytest.mark.slow
 def test_scaling_exchanges_the_gradients_once(here):
     out, content = here("scaling", *TINY, *QUICK, "--devices=1,2", "--batch=1", "--loss=bce")
     one, two = content["results"]
@@ -390,6 +394,7 @@ def test_scaling_exchanges_the_gradients_once(here):
     assert "the devices are simulated" in out
 
 
+@pytest.mark.slow
 def test_steady_shows_a_quarter_beside_another(here):
     out, content = here("steady", *TINY, "--steps=16", "--block=4", "--batch=2")
     assert len(content["step_seconds"]) == len(content["resident_bytes"]) == len(content["quarters"]) == 4

@@ -43,6 +43,7 @@ def entries(folder):
     return sorted(folder.glob("*-cache"))
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_keep_what_the_next_one_reads_and_a_damaged_entry_is_replaced(tmp_path):
     both = [start(tmp_path), start(tmp_path)]
     for process in both:

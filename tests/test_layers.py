@@ -1,6 +1,7 @@
 """The up-convolution and the max-pooling give the values and gradients of the plain forms, ties and NaN included."""
 
 import itertools
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunet.layers import Conv3x3, UpConv, conv3x3, max_pool
+from jaxunet.layers import Conv1x1, Conv3x3, ReluDropout, UpConv, conv3x3, max_pool, relu
 
 SHAPES = [(1, 3, 5, 4), (2, 8, 6, 1)]
 
@@ -128,8 +129,10 @@ def test_max_pool_keeps_the_dtype(dtype):
         ((1, 16, 12, 64), 72),
         ((2, 8, 8, 5), 7),
         ((2, 2, 2, 64), 64),
-        ((2, 16, 6, 32), 40),  # in two strips of rows
-        ((2, 12, 20, 32), 32),  # no whole number of strips
+        ((2, 16, 6, 32), 40),
+        ((2, 14, 20, 16), 16),  # nine products for each strip
+        ((2, 13, 20, 32), 32),  # no whole number of strips
+        ((1, 6, 2048, 16), 16),  # strips of the least height
     ],
 )
 def test_convolution_is_flax_conv_in_value_and_gradient(shape, features):
@@ -156,7 +159,74 @@ def test_convolution_has_second_derivatives():
         return jax.grad(lambda k: jnp.sum(jax.grad(energy)(k) ** 2))(kernel)
 
     ours, plain = (
-        slope(conv3x3),
+        slope(lambda x, k: conv3x3((x,), k)),
         slope(lambda x, k: nn.Conv(64, (3, 3), use_bias=False).apply({"params": {"kernel": k}}, x)),
     )
     np.testing.assert_allclose(ours, plain, rtol=1e-3, atol=1e-4 * abs(plain).max())
+
+
+@pytest.mark.parametrize(("shape", "features"), [((2, 8, 8, 3), 4), ((2, 4, 4, 64), 80), ((1, 16, 16, 32), 24)])
+def test_convolution_of_parts_is_that_of_their_concatenation(shape, features):
+    parts = (draw((*shape[:3], 2 * shape[3])), draw(shape, seed=1))
+    params = {"kernel": draw((3, 3, 3 * shape[3], features), seed=2), "bias": draw((features,), seed=3)}
+    cotangent = draw((*shape[:3], features), seed=4)
+
+    def run(params, parts, join):
+        inputs = [jnp.concatenate(parts, axis=-1)] if join else parts
+        out = Conv3x3(features).apply({"params": params}, *inputs)
+        return jnp.sum(out * cotangent), out
+
+    apart, joined = (jax.jit(jax.grad(partial(run, join=j), argnums=(0, 1), has_aux=True)) for j in (False, True))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * abs(b).max()),
+        apart(params, parts),
+        joined(params, parts),
+    )
+
+
+def test_convolution_1x1_is_flax_conv_in_value_and_gradient():
+    x, params = draw((2, 6, 4, 5)), {"kernel": draw((1, 1, 5, 3), seed=1), "bias": draw((3,), seed=2)}
+
+    def value(layer):
+        return jax.value_and_grad(lambda p, x: jnp.sum(layer.apply({"params": p}, x) ** 3), argnums=(0, 1))
+
+    ours, plain = value(Conv1x1(3))(params, x), value(nn.Conv(3, (1, 1)))(params, x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), ours, plain)
+    assert Conv1x1(3, dtype=jnp.bfloat16).apply({"params": params}, x).dtype == jnp.bfloat16
+
+
+def test_relu_is_that_of_jax_in_value_gradient_and_where_the_input_is_zero():
+    x = jnp.array([-jnp.inf, -2.0, -0.0, 0.0, 1e-30, 3.0, jnp.inf])
+    ours, plain = (jax.vjp(f, x) for f in (relu, nn.relu))
+    np.testing.assert_array_equal(ours[0], plain[0])
+    np.testing.assert_array_equal(ours[1](x + 7)[0], plain[1](x + 7)[0])
+    assert np.isnan(relu(jnp.array(jnp.nan)))
+    assert relu(jnp.zeros(3, jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_dropout_keeps_the_share_and_the_mean_and_the_gradient_passes_where_it_kept(dtype):
+    x = jnp.ones((4, 64, 64, 5), dtype)  # an odd number of channels
+    layer = ReluDropout(0.3, deterministic=False)
+
+    def run(x):
+        return layer.apply({}, x, rngs={"dropout": jax.random.key(3)})
+
+    out, slope = jax.vjp(run, x)
+    kept = np.asarray(out, np.float32) > 0
+    assert out.dtype == dtype
+    assert kept.mean() == pytest.approx(0.7, abs=4 * np.sqrt(0.21 / kept.size))
+    np.testing.assert_allclose(
+        np.unique(np.asarray(out, np.float32)), [0, 1 / 0.7], rtol=1e-5 if dtype == jnp.float32 else 4e-3
+    )
+    np.testing.assert_array_equal(slope(jnp.ones_like(out))[0], out)
+    # Neighbours of a word, of a row, and images of a batch are drawn on their own.
+    for axis in range(4):
+        a, b = np.delete(kept, 0, axis), np.delete(kept, -1, axis)
+        assert np.mean(a & b) == pytest.approx(0.49, abs=5 * np.sqrt(0.25 / a.size))
+
+
+def test_dropout_is_left_out_where_it_is_told_so_or_has_no_rate():
+    x = draw((2, 4, 4, 3))
+    for layer in (ReluDropout(0.5, deterministic=True), ReluDropout(0.0, deterministic=False)):
+        np.testing.assert_array_equal(layer.apply({}, x), nn.relu(x))

@@ -11,6 +11,7 @@ from jaxunet.losses import LOSSES
 SMALL = ["--size=16", "--batch=2", "--rounds=1"]
 
 
+@pytest.mark.slow
 def test_it_proves_what_it_is_asked_for(capsys, tmp_path):
     file = tmp_path / "proof.json"
     assert program.main(["--only", "dice", "cl_dice", *SMALL, f"--json={file}"]) == 0

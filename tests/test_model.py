@@ -165,7 +165,7 @@ def test_dropout_rate_grows_with_the_level_and_is_zero_at_full_resolution(params
     rates = {}
 
     def record(next_fun, args, kwargs, context):
-        if type(context.module).__name__ == "Dropout":
+        if type(context.module).__name__ == "ReluDropout":
             rates[context.module.name] = (context.module.rate, context.module.deterministic)
         return next_fun(*args, **kwargs)
 

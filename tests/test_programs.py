@@ -117,7 +117,8 @@ def test_the_best_weights_are_those_of_the_lowest_validation_loss(finished, plac
     assert best["val_loss"] == losses[:, 2].min()
 
 
-@pytest.mark.parametrize("name", ["plain", pytest.param("scaled", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["plain", "scaled"])
 def test_a_loss_of_ones_own_is_trained_by_its_import_path(place, env, name):
     (place / "mine.py").write_text(
         "from jaxunet.losses import bce_loss\n"

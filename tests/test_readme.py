@@ -77,6 +77,7 @@ def test_a_make_command_names_a_target_and_variables_of_the_makefile(command):
         assert re.search(rf"^{variable.split('=')[0]} \?=", makefile, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_the_library_examples_run_as_they_stand():
     example = "\n".join(BLOCKS["python"])
     env = {**os.environ, "XLA_FLAGS": compiler_flags()}  # one device, as a reader has

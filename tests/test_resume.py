@@ -90,7 +90,8 @@ def test_a_run_killed_at_five_moments_ends_like_an_uninterrupted_one(uninterrupt
     same_run(whole, mine)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_finishes_the_step_saves_and_the_same_command_goes_on(uninterrupted, tmp_path, number):
     cache, whole = uninterrupted
     mine = tmp_path / "run"
@@ -179,6 +180,7 @@ def test_another_data_set_is_refused(uninterrupted):
     assert "the data set has changed" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_leads_to_the_same_end(uninterrupted, tmp_path):
     cache, whole = uninterrupted
     mine = tmp_path / "run"
