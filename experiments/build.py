@@ -139,7 +139,17 @@ def _import_loss(path: str) -> Callable[..., jax.Array]:
 
 
 def source(config: Config) -> Source:
-    """Opens the slices that the configuration names."""
+    """Opens the slices that the configuration names.
+
+    Raises:
+      ConfigError: the network has more classes than their masks.
+      DataError: they are not there, or not in order.
+    """
+    if config.model.num_classes != 1:
+        raise ConfigError(
+            f"model.num_classes={config.model.num_classes}, but every source has masks of 1 class; "
+            "train from Python with masks of your own"
+        )
     d = config.data
     folders = [("train", d.train_images, d.train_masks), ("test", d.test_images, d.test_masks)]
     pairs = [(subset, images, masks) for subset, images, masks in folders if images and masks]
@@ -155,15 +165,10 @@ def source(config: Config) -> Source:
     )
 
 
-def dataset(config: Config, *, progress: bool = True) -> Prepared:
-    """Prepares the slices, or finds them prepared in the cache."""
-    if config.model.num_classes != 1:
-        raise ConfigError(
-            f"model.num_classes={config.model.num_classes}, but every source has masks of 1 class; "
-            "train from Python with masks of your own"
-        )
+def dataset(config: Config, opened: Source | None = None, *, progress: bool = True) -> Prepared:
+    """Prepares the slices of `source(config)`, which may be open already, or finds them prepared in the cache."""
     places = [path for key in INPUT_PATHS if (path := flatten(config)[key])]
-    return prepare(source(config), config.data.cache_dir, datasets=places, progress=progress)
+    return prepare(opened or source(config), config.data.cache_dir, datasets=places, progress=progress)
 
 
 def data_split(config: Config, data: Prepared) -> Split:

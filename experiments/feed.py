@@ -60,17 +60,32 @@ class Kept:
         inputs: Inputs = global_batch({name: batch[name] for name in PARTS if name in batch}, self.mesh)
         return inputs if self.pixels is None else inputs | {"pixels": self.pixels}
 
-    def shapes(self, batch_size: int, image: tuple[int, ...], mask: tuple[int, ...]) -> Inputs:
-        """Shapes, dtypes and shardings of what `put` gives for a global batch, without one."""
-        import jax
 
-        def split(shape: tuple[int, ...], dtype: str) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=split_rows(self.mesh))
+def input_shapes(
+    mesh: "Mesh",
+    batch_size: int,
+    image: tuple[int, ...],
+    mask: tuple[int, ...],
+    pixels: Mapping[str, "jax.Array"] | None = None,
+) -> Inputs:
+    """Shapes, dtypes and shardings of what `Kept.put` gives for a global batch, without one.
 
-        labels = {"weight": split((), "float32"), "patient": split((), "int32")}
-        if self.pixels is None:
-            return labels | {"image": split(image, "uint8"), "mask": split(mask, "uint8")}
-        return labels | {"row": split((), "int32"), "pixels": self.pixels}
+    Args:
+      mesh: the devices.
+      batch_size: slices of a batch.
+      image: `(H, W, C)`.
+      mask: `(H, W, 1)`.
+      pixels: as of `Kept`.
+    """
+    import jax
+
+    def split(shape: tuple[int, ...], dtype: str) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=split_rows(mesh))
+
+    labels = {"weight": split((), "float32"), "patient": split((), "int32")}
+    if pixels is None:
+        return labels | {"image": split(image, "uint8"), "mask": split(mask, "uint8")}
+    return labels | {"row": split((), "int32"), "pixels": pixels}
 
 
 def check_devices_memory(needed: int, devices: Sequence["jax.Device"]) -> None:

@@ -5,6 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,7 @@ def fit(trainer: Trainer, state: "TrainState", progress: Progress, log: "RunLog"
     train, first = trainer.config.train, int(state.step) + 1
     feed, pending = trainer.feed(first - 1), Pending(trainer, progress, log)
     saved = time.monotonic()
-    hint = HINT if trainer.mesh.devices.flat[0].platform == "cpu" else ""
+    hint = HINT if trainer.program.mesh.devices.flat[0].platform == "cpu" else ""
     meter = Meter(console, total=trainer.total, done=first - 1, images=train.batch_size, hint=hint)
     with StopRequest().listening() as stop, meter:
         for step in range(first, trainer.total + 1):
@@ -55,7 +56,7 @@ def fit(trainer: Trainer, state: "TrainState", progress: Progress, log: "RunLog"
             except DataError:
                 keep(trainer, state, step - 1, progress, pending, log)
                 raise
-            state, metrics = trainer.train_step(state, inputs)
+            state, metrics = trainer.program.train_step(state, inputs)
             feed.ahead(metrics["loss"])
             if step == first:
                 say_start(trainer.clock.first(metrics["loss"]), step, log, console)
@@ -132,10 +133,10 @@ def announce(trainer: Trainer, state: "TrainState", directory: Path, console: "C
 
     config, data, split = trainer.config, trainer.data, trainer.split
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    devices = trainer.mesh.devices.flat
+    devices = trainer.program.mesh.devices.flat
     lines = {
         "run": str(directory),
-        "devices": f"{trainer.mesh.size} x {devices[0].device_kind} ({devices[0].platform})",
+        "devices": f"{trainer.program.mesh.size} x {devices[0].device_kind} ({devices[0].platform})",
         "data": data.title,
         "split": f"{split.by}: {len(split.train)} training, {len(split.val)} validation, {len(split.test)} test slices",
         "network": f"{parameters:,} parameters, images {data.shape[0]}x{data.shape[1]}x{data.shape[2]}",
@@ -238,6 +239,7 @@ def train(
     from experiments.limits import check_devices
     from experiments.log import RESULTS, RunLog
     from experiments.processes import agree, together
+    from experiments.program import Program
     from experiments.rundir import check_directory, claim, locked, record_start, saved_split
 
     directory, first = run_directory(config), jax.process_index() == 0
@@ -246,7 +248,12 @@ def train(
         check_devices(config, jax.device_count(), batch_sizes)
         build.loss(config)
         begun = check_directory(directory, config)
-        data = build.dataset(config, progress=first)
+        source, program = build.source(config), None
+        with ThreadPoolExecutor(1) as reader:
+            reader.submit(source.fingerprint)  # reads every file, for which `build.dataset` would wait
+            if not begun and not config.train.warmup_epochs and config.data.cache != "device":
+                program = Program(config, clock).trace()  # needs no slices
+        data = build.dataset(config, source, progress=first)
         split = saved_split(directory, data) if begun else build.data_split(config, data)
         steps_per_epoch(len(split.train), config.train.batch_size)
     parts = [split.train, split.val, split.test]
@@ -258,9 +265,9 @@ def train(
                 stack.enter_context(locked(directory))
                 record_start(directory, config, data, split)
                 claim(results, directory, RESULTS)
-        trainer = stack.enter_context(contextlib.closing(Trainer(config, data, split, directory, clock)))
+        trainer = stack.enter_context(contextlib.closing(Trainer(config, data, split, directory, clock, program)))
         with together("looking for space"):  # before the network is made, which takes seconds
-            check_space(trainer, trainer.abstract, directory)
+            check_space(trainer, trainer.program.abstract, directory)
         with together("loading the slices"):
             if not is_finished(trainer):
                 trainer.load()

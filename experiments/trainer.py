@@ -3,9 +3,7 @@
 import dataclasses
 import functools
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +12,6 @@ from rich.markup import escape
 from experiments.progress import TRACKED, Progress
 
 if TYPE_CHECKING:
-    import jax
     from rich.console import Console
 
     from data_pipeline.prepare import Prepared
@@ -23,6 +20,7 @@ if TYPE_CHECKING:
     from experiments.config import Config
     from experiments.feed import Feed, Kept
     from experiments.log import RunLog
+    from experiments.program import Program
     from jaxunet.step import TrainState
 
 
@@ -33,7 +31,7 @@ class NonFiniteError(ArithmeticError):
 
 
 class Trainer:
-    """Everything a training run needs, built once: steps, data, checkpoints.
+    """Everything a training run needs, built once: program, data, checkpoints.
 
     Args:
       config: the run.
@@ -41,38 +39,34 @@ class Trainer:
       split: their division.
       directory: the run directory.
       clock: measures this process.
-
-    Attributes:
-      abstract: the train state's shapes and dtypes.
-      places: its shardings.
+      program: what is compiled of the run, if it was begun before.
     """
 
-    def __init__(self, config: "Config", data: "Prepared", split: "Split", directory: Path, clock: "Clock") -> None:
+    def __init__(
+        self,
+        config: "Config",
+        data: "Prepared",
+        split: "Split",
+        directory: Path,
+        clock: "Clock",
+        program: "Program | None" = None,
+    ) -> None:
         import jax
 
-        from experiments import build
+        from experiments.program import Program
         from jaxunet.checkpoint import Checkpoints
-        from jaxunet.sharding import make_mesh
-        from jaxunet.step import abstract_state, state_sharding
 
         self.config, self.data, self.split, self.clock = config, data, split, clock
-        self.mesh = make_mesh()
         self.processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
         self.steps_per_epoch = len(split.train) // config.train.batch_size
         self.total = config.train.epochs * self.steps_per_epoch
-        self.model, self.optimizer = build.model(config), build.optimizer(config, self.steps_per_epoch)
-        self.abstract = abstract_state(self.model, self.optimizer, image_shape=build.image_shape(config))
-        self.places = state_sharding(self.abstract, self.mesh, split_optimizer=config.train.shard_optimizer)
+        self.program = program or Program(config, clock, self.steps_per_epoch)
         self.last = Checkpoints(directory / "checkpoints" / "last", keep=2)
         self.best = Checkpoints(directory / "checkpoints" / "best", keep=1)
         self.kept: Kept | None = None
-        self._compiler = ThreadPoolExecutor(1)
 
     def load(self) -> None:
-        """Puts the slices where `data.cache` asks, and compiles the step in a thread of its own.
-
-        The state is restored or initialised meanwhile, and the first slices are read: most of the time the compiler
-        works without Python.
+        """Puts the slices where `data.cache` asks, and begins to compile the step.
 
         Raises:
           UsageError: the slices do not fit there.
@@ -80,38 +74,11 @@ class Trainer:
         """
         if self.kept is not None:
             return
-        from experiments import build
         from experiments.feed import Kept
-        from jaxunet.sharding import batch_sharding
-        from jaxunet.step import compile_eval_step, compile_train_step
 
-        config, data = self.config, self.data
-        indices, threads = [*self.split.train, *self.split.val], config.data.threads
-        self.kept = Kept(data, indices, cache=config.data.cache, threads=threads, mesh=self.mesh)
-        inputs = self.kept.shapes(config.train.batch_size, data.shape, data.mask_shape)
-        loss, batches = build.loss(config), batch_sharding(inputs, self.mesh)
-        step = compile_train_step(
-            self.mesh,
-            loss=loss,
-            seed=config.train.seed,
-            accumulate=config.train.accumulate,
-            state_sharding=self.places,
-            batch_sharding=batches,
-        )
-        self._step = self._compiler.submit(self._compile, step, inputs)
-        self.eval_step = compile_eval_step(self.mesh, apply_fn=self.model.apply, loss=loss, batch_sharding=batches)
-
-    def _compile(self, step: "jax.stages.Wrapped", inputs: Mapping[str, Any]) -> "jax.stages.Compiled":
-        from jaxunet.checkpoint import abstract_like
-
-        start = time.perf_counter()
-        compiled = step.lower(abstract_like(self.abstract, self.places), inputs).compile()
-        self.clock.compiled = time.perf_counter() - start
-        return compiled
-
-    def train_step(self, state: "TrainState", inputs: Mapping[str, Any]) -> tuple["TrainState", dict[str, Any]]:
-        """One step on the devices; the state that is passed is used up."""
-        return self._step.result()(state, inputs)
+        data, indices = self.config.data, [*self.split.train, *self.split.val]
+        self.kept = Kept(self.data, indices, cache=data.cache, threads=data.threads, mesh=self.program.mesh)
+        self.program.trace(self.kept.pixels).compile()
 
     def start(self, console: "Console") -> tuple["TrainState", Progress]:
         """The newest checkpoint that is whole, or a fresh state; a damaged one is set aside and said.
@@ -126,12 +93,13 @@ class Trainer:
         from jaxunet.checkpoint import CheckpointError, DamagedError, abstract_like
         from jaxunet.step import init_state
 
-        abstract = abstract_like(arrays(self.abstract), arrays(self.places))
+        program = self.program
+        abstract = abstract_like(arrays(program.abstract), arrays(program.places))
         while (step := self.last.latest) is not None:
             try:
                 with together(f"reading checkpoint {step}"):
                     tree, record = self.last.restore(abstract, step)
-                return self.abstract.replace(**tree), Progress(**record)
+                return program.abstract.replace(**tree), Progress(**record)
             except (DamagedError, PeerError) as error:
                 aside = self.last.set_aside(step)
                 console.print(f"[bold]warning[/bold]: {escape(str(error))}; set aside as {escape(aside.name)}")
@@ -141,8 +109,8 @@ class Trainer:
                 "restore one from a copy, or start again with a new --run_dir"
             )
         image_shape = build.image_shape(self.config)
-        fresh = init_state(self.model, self.optimizer, seed=self.config.train.seed, image_shape=image_shape)
-        return jax.device_put(fresh, self.places), Progress()
+        fresh = init_state(program.model, program.optimizer, seed=self.config.train.seed, image_shape=image_shape)
+        return jax.device_put(fresh, program.places), Progress()
 
     def feed(self, step: int) -> "Feed":
         """Training batches from the one after `step` on."""
@@ -160,7 +128,7 @@ class Trainer:
 
         size, count = self.config.train.batch_size, len(self.split.val)
         feed = self._feed(eval_batches, self.split.val, {"batch_size": size})
-        step = functools.partial(self.eval_step, step=int(state.step))
+        step = functools.partial(self.program.eval_step, step=int(state.step))
         result = evaluate_batches(step, state.params, feed, count=count, batch_size=size)
         scores = {"loss": result.loss, **batch_means(result.sums, size, TRACKED)}
         return scores, not (result.sums.tp + result.sums.fp).any()
@@ -178,7 +146,7 @@ class Trainer:
 
     def close(self) -> None:
         """Releases the threads of compiler and checkpoints; does not wait for a compiler that is at work."""
-        self._compiler.shutdown(wait=False)
+        self.program.close()
         self.last.close()
         self.best.close()
 

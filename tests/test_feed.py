@@ -13,7 +13,7 @@ from data_pipeline import cache
 from data_pipeline.loader import train_batches
 from data_pipeline.source import DataError, UsageError
 from experiments.clock import Clock
-from experiments.feed import Feed, Kept, check_devices_memory
+from experiments.feed import Feed, Kept, check_devices_memory, input_shapes
 from jaxunet.sharding import make_mesh
 from jaxunet.step import take_rows
 
@@ -84,7 +84,7 @@ def test_a_step_is_sent_the_same_slices_wherever_they_are_kept(kind, devices):
     kept = Kept(data, range(12), cache=kind, threads=2, mesh=mesh)
     batches = train_batches(kept.source, range(12), batch_size=4, seed=1, threads=0)
     wanted = train_batches(data, range(12), batch_size=4, seed=1, threads=0)
-    shapes = kept.shapes(4, (6, 4, 3), (6, 4, 1))
+    shapes = input_shapes(mesh, 4, (6, 4, 3), (6, 4, 1), kept.pixels)
     for _ in range(4):
         inputs, expected = kept.put(next(batches)), next(wanted)
         assert ("row" in inputs) == (kind == "device")

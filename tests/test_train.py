@@ -98,10 +98,12 @@ def test_steps_before_a_slice_that_cannot_be_read_are_saved():
         config=override(Config(), {"train.patience": 1}),
         total=8,
         steps_per_epoch=8,
-        mesh=make_mesh(jax.devices()[:1]),
+        program=SimpleNamespace(
+            mesh=make_mesh(jax.devices()[:1]),
+            train_step=lambda state, batch: (SimpleNamespace(step=state.step + 1), metrics),
+        ),
         feed=lambda step: Feed(batches(), lambda batch: batch),
         clock=Clock(),
-        train_step=lambda state, batch: (SimpleNamespace(step=state.step + 1), metrics),
         last=SimpleNamespace(latest=None),
         save=lambda state, step, progress: saved.append((state.step, step, len(synced))),
     )

@@ -1,0 +1,97 @@
+"""The network of a run and its compiled steps."""
+
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from experiments import build
+from experiments.config import Config
+from experiments.feed import input_shapes
+from jaxunet.checkpoint import abstract_like
+from jaxunet.sharding import batch_sharding, make_mesh
+from jaxunet.step import TrainState, abstract_state, compile_eval_step, compile_train_step, state_sharding
+
+if TYPE_CHECKING:
+    from experiments.clock import Clock
+
+
+class Program:
+    """The network of a run and its compiled steps.
+
+    Making it traces the network's shapes, `trace` the training step, and `compile` compiles that in a thread of its
+    own: most of the time the compiler works without Python.
+
+    Args:
+      config: the run.
+      clock: is told how long tracing and compiling took.
+      steps_per_epoch: training steps, which only a warm-up of the learning rate asks for.
+
+    Attributes:
+      mesh: all devices.
+      model: the network.
+      optimizer: its optimizer.
+      abstract: the train state's shapes and dtypes.
+      places: its shardings.
+    """
+
+    def __init__(self, config: Config, clock: "Clock", steps_per_epoch: int = 0) -> None:
+        start = time.perf_counter()
+        self.config, self.clock = config, clock
+        self.mesh = make_mesh()
+        self.model, self.optimizer = build.model(config), build.optimizer(config, steps_per_epoch)
+        self.abstract = abstract_state(self.model, self.optimizer, image_shape=build.image_shape(config))
+        self.places = state_sharding(self.abstract, self.mesh, split_optimizer=config.train.shard_optimizer)
+        self._traced: jax.stages.Lowered | None = None
+        self._compiled: Future[jax.stages.Compiled] | None = None
+        self._compiler = ThreadPoolExecutor(1)
+        clock.compiled = time.perf_counter() - start
+
+    def trace(self, pixels: Mapping[str, jax.Array] | None = None) -> "Program":
+        """Traces the training step, unless that is done.
+
+        Args:
+          pixels: the slices on the devices, where the step gathers its batch from them.
+        """
+        if self._traced is not None:
+            return self
+        start = time.perf_counter()
+        config = self.config
+        height, width, _ = image = build.image_shape(config)
+        shapes = input_shapes(self.mesh, config.train.batch_size, image, (height, width, 1), pixels)
+        loss, batches = build.loss(config), batch_sharding(shapes, self.mesh)
+        step = compile_train_step(
+            self.mesh,
+            loss=loss,
+            seed=config.train.seed,
+            accumulate=config.train.accumulate,
+            state_sharding=self.places,
+            batch_sharding=batches,
+        )
+        self._traced = step.lower(abstract_like(self.abstract, self.places), shapes)
+        self.eval_step = compile_eval_step(self.mesh, apply_fn=self.model.apply, loss=loss, batch_sharding=batches)
+        self.clock.compiled += time.perf_counter() - start
+        return self
+
+    def compile(self) -> None:
+        """Begins to compile the training step."""
+        self._compiled = self._compiler.submit(self._compile)
+
+    def _compile(self) -> jax.stages.Compiled:
+        assert self._traced is not None, "trace() comes first"
+        start = time.perf_counter()
+        compiled = self._traced.compile()
+        self.clock.compiled += time.perf_counter() - start
+        return compiled
+
+    def train_step(self, state: TrainState, inputs: Mapping[str, Any]) -> tuple[TrainState, dict[str, Any]]:
+        """One step on the devices; the state that is passed is used up."""
+        assert self._compiled is not None, "compile() comes first"
+        result: tuple[TrainState, dict[str, Any]] = self._compiled.result()(state, inputs)
+        return result
+
+    def close(self) -> None:
+        """Releases the compiler's thread; does not wait for it."""
+        self._compiler.shutdown(wait=False)
