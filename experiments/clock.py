@@ -1,6 +1,9 @@
 """Where the time of a run goes: to its first step, and how much of the rest the devices waited for data."""
 
+import contextlib
+import threading
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from experiments import STARTED
@@ -16,7 +19,7 @@ class Clock:
 
     Attributes:
       imported: from the start of the program until its libraries were imported.
-      compiled: of tracing and compiling the training step, or of finding it in the compilation cache.
+      compiled: of tracing and compiling, or of finding the result in the compilation cache.
       first_step: from the start of the program to the end of the first step.
     """
 
@@ -24,10 +27,26 @@ class Clock:
         self.imported = self.compiled = self.first_step = 0.0
         self._start = self._lap = time.perf_counter(), 0.0
         self._feeds: list[Feed] = []
+        self._lock, self._compilers, self._since = threading.Lock(), 0, 0.0
 
     def libraries_imported(self) -> None:
         """To be called once the libraries are imported."""
         self.imported = time.perf_counter() - STARTED
+
+    @contextlib.contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Counts the time within as that of compiling; what several threads compile at once counts once."""
+        with self._lock:
+            self._compilers += 1
+            if self._compilers == 1:
+                self._since = time.perf_counter()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._compilers -= 1
+                if not self._compilers:
+                    self.compiled += time.perf_counter() - self._since
 
     def watch(self, feed: "Feed") -> "Feed":
         """Counts the time that is waited for a feed from now on."""

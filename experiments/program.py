@@ -1,7 +1,8 @@
 """The network of a run and its compiled steps."""
 
-import time
-from collections.abc import Mapping
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from experiments.config import Config
 from experiments.feed import input_shapes
 from jaxunet.checkpoint import abstract_like
 from jaxunet.sharding import batch_sharding, make_mesh
-from jaxunet.step import TrainState, abstract_state, compile_eval_step, compile_train_step, state_sharding
+from jaxunet.step import TrainState, abstract_state, compile_eval_step, compile_train_step, init_state, state_sharding
 
 if TYPE_CHECKING:
     from experiments.clock import Clock
@@ -21,12 +22,12 @@ if TYPE_CHECKING:
 class Program:
     """The network of a run and its compiled steps.
 
-    Making it traces the network's shapes, `trace` the training step, and `compile` compiles that in a thread of its
-    own: most of the time the compiler works without Python.
+    Making it traces the network's shapes, `initialise` makes the state in a thread of its own, `trace` traces the
+    training step, and `compile` compiles that in another thread: most of the time the compiler works without Python.
 
     Args:
       config: the run.
-      clock: is told how long tracing and compiling took.
+      clock: counts the time of tracing and compiling.
       steps_per_epoch: training steps, which only a warm-up of the learning rate asks for.
 
     Attributes:
@@ -38,16 +39,36 @@ class Program:
     """
 
     def __init__(self, config: Config, clock: "Clock", steps_per_epoch: int = 0) -> None:
-        start = time.perf_counter()
         self.config, self.clock = config, clock
         self.mesh = make_mesh()
         self.model, self.optimizer = build.model(config), build.optimizer(config, steps_per_epoch)
-        self.abstract = abstract_state(self.model, self.optimizer, image_shape=build.image_shape(config))
+        with clock.compiling():
+            self.abstract = abstract_state(self.model, self.optimizer, image_shape=build.image_shape(config))
         self.places = state_sharding(self.abstract, self.mesh, split_optimizer=config.train.shard_optimizer)
         self._traced: jax.stages.Lowered | None = None
         self._compiled: Future[jax.stages.Compiled] | None = None
-        self._compiler = ThreadPoolExecutor(1)
-        clock.compiled = time.perf_counter() - start
+        self._fresh: Future[TrainState] | None = None
+        self._threads = ThreadPoolExecutor(2)
+
+    def initialise(self) -> "Program":
+        """Begins to make the state of step 0."""
+        self._fresh = self._threads.submit(self._initialise)
+        return self
+
+    def _initialise(self) -> TrainState:
+        shape = build.image_shape(self.config)
+        with self.clock.compiling():  # what was compiled runs on by itself
+            state = init_state(self.model, self.optimizer, seed=self.config.train.seed, image_shape=shape)
+        placed: TrainState = jax.device_put(state, self.places)
+        return placed
+
+    def fresh_state(self) -> TrainState:
+        """The state of step 0, on the devices."""
+        if self._fresh is None:
+            self.initialise()
+        assert self._fresh is not None
+        state, self._fresh = self._fresh.result(), None
+        return state
 
     def trace(self, pixels: Mapping[str, jax.Array] | None = None) -> "Program":
         """Traces the training step, unless that is done.
@@ -57,7 +78,6 @@ class Program:
         """
         if self._traced is not None:
             return self
-        start = time.perf_counter()
         config = self.config
         height, width, _ = image = build.image_shape(config)
         shapes = input_shapes(self.mesh, config.train.batch_size, image, (height, width, 1), pixels)
@@ -70,21 +90,19 @@ class Program:
             state_sharding=self.places,
             batch_sharding=batches,
         )
-        self._traced = step.lower(abstract_like(self.abstract, self.places), shapes)
+        with self.clock.compiling():
+            self._traced = step.lower(abstract_like(self.abstract, self.places), shapes)
         self.eval_step = compile_eval_step(self.mesh, apply_fn=self.model.apply, loss=loss, batch_sharding=batches)
-        self.clock.compiled += time.perf_counter() - start
         return self
 
     def compile(self) -> None:
         """Begins to compile the training step."""
-        self._compiled = self._compiler.submit(self._compile)
+        self._compiled = self._threads.submit(self._compile)
 
     def _compile(self) -> jax.stages.Compiled:
         assert self._traced is not None, "trace() comes first"
-        start = time.perf_counter()
-        compiled = self._traced.compile()
-        self.clock.compiled += time.perf_counter() - start
-        return compiled
+        with self.clock.compiling():
+            return self._traced.compile()
 
     def train_step(self, state: TrainState, inputs: Mapping[str, Any]) -> tuple[TrainState, dict[str, Any]]:
         """One step on the devices; the state that is passed is used up."""
@@ -93,5 +111,19 @@ class Program:
         return result
 
     def close(self) -> None:
-        """Releases the compiler's thread; does not wait for it."""
-        self._compiler.shutdown(wait=False)
+        """Releases the threads; does not wait for what they are at."""
+        self._threads.shutdown(wait=False)
+
+
+@contextlib.contextmanager
+def changing_threads_often(seconds: float = 1e-4) -> Iterator[None]:
+    """Lets a thread that reads many small files get its turn beside one that computes in Python.
+
+    It asks for its turn after every file, and by default waits 5 ms for it.
+    """
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(seconds)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)

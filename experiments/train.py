@@ -84,7 +84,7 @@ def say_start(seconds: Mapping[str, float], step: int, log: "RunLog", console: "
     log.time({"kind": "start", "step": step, **seconds})
     console.print(
         f"first step done after {seconds['first_step']:.1f} s, "
-        f"{seconds['import']:.1f} s of them imports, {seconds['compile']:.1f} s compiling the step"
+        f"{seconds['import']:.1f} s of them imports, {seconds['compile']:.1f} s compiling"
     )
 
 
@@ -239,7 +239,7 @@ def train(
     from experiments.limits import check_devices
     from experiments.log import RESULTS, RunLog
     from experiments.processes import agree, together
-    from experiments.program import Program
+    from experiments.program import Program, changing_threads_often
     from experiments.rundir import check_directory, claim, locked, record_start, saved_split
 
     directory, first = run_directory(config), jax.process_index() == 0
@@ -249,10 +249,10 @@ def train(
         build.loss(config)
         begun = check_directory(directory, config)
         source, program = build.source(config), None
-        with ThreadPoolExecutor(1) as reader:
+        with ThreadPoolExecutor(1) as reader, changing_threads_often():
             reader.submit(source.fingerprint)  # reads every file, for which `build.dataset` would wait
             if not begun and not config.train.warmup_epochs and config.data.cache != "device":
-                program = Program(config, clock).trace()  # needs no slices
+                program = Program(config, clock).initialise().trace()  # needs no slices
         data = build.dataset(config, source, progress=first)
         split = saved_split(directory, data) if begun else build.data_split(config, data)
         steps_per_epoch(len(split.train), config.train.batch_size)

@@ -86,12 +86,8 @@ class Trainer:
         Raises:
           CheckpointError: every checkpoint is damaged: to start afresh is for the user to decide.
         """
-        import jax
-
-        from experiments import build
         from experiments.processes import PeerError, together
         from jaxunet.checkpoint import CheckpointError, DamagedError, abstract_like
-        from jaxunet.step import init_state
 
         program = self.program
         abstract = abstract_like(arrays(program.abstract), arrays(program.places))
@@ -108,9 +104,7 @@ class Trainer:
                 f"no whole checkpoint is left in {self.last.directory}, {len(self.last.damaged)} damaged ones are; "
                 "restore one from a copy, or start again with a new --run_dir"
             )
-        image_shape = build.image_shape(self.config)
-        fresh = init_state(program.model, program.optimizer, seed=self.config.train.seed, image_shape=image_shape)
-        return jax.device_put(fresh, program.places), Progress()
+        return program.fresh_state(), Progress()
 
     def feed(self, step: int) -> "Feed":
         """Training batches from the one after `step` on."""
