@@ -77,6 +77,21 @@ def test_a_clock_tells_the_share_of_each_lap_that_its_feeds_waited(monkeypatch):
     assert clock.total() == {"seconds": 14.0, "waited": 2.5 / 14}
 
 
+def test_what_is_compiled_at_the_same_time_counts_once(monkeypatch):
+    now = [10.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    clock = Clock()
+    with clock.compiling():
+        now[0] = 12.0
+        with clock.compiling():
+            now[0] = 15.0
+    now[0] = 20.0
+    with pytest.raises(ValueError, match="no program"), clock.compiling():
+        now[0] = 21.0
+        raise ValueError("no program")
+    assert clock.compiled == 6.0
+
+
 @pytest.mark.parametrize("devices", [1, 4])
 @pytest.mark.parametrize("kind", ["none", "memory", "device"])
 def test_a_step_is_sent_the_same_slices_wherever_they_are_kept(kind, devices):

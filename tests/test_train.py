@@ -4,6 +4,7 @@ import io
 import json
 import os
 import signal
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -18,6 +19,7 @@ from experiments.clock import Clock
 from experiments.config import Config, ConfigError, override
 from experiments.feed import Feed
 from experiments.log import Meter, RunLog
+from experiments.program import changing_threads_often
 from experiments.progress import Progress
 from experiments.signals import StopRequest, anywhere
 from jaxunet.metrics import PixelSums
@@ -195,3 +197,11 @@ def test_where_there_is_no_terminal_a_line_comes_at_most_so_often():
         meter.update(2, "loss 0.4")
     assert "step 2 of 10: loss 0.4" in text.getvalue()
     assert "images/s" in text.getvalue()
+
+
+def test_threads_change_as_seldom_as_before_once_the_files_are_read():
+    before = sys.getswitchinterval()
+    with pytest.raises(DataError), changing_threads_often():
+        assert sys.getswitchinterval() < before
+        raise DataError("no file")
+    assert sys.getswitchinterval() == before
