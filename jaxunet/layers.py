@@ -16,6 +16,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+IMAGE = 4
+"""Channels up to which two pixels are convolved at once."""
+
 FEW, MANY, WIDE = 16, 32, 64
 """Channels from which matrix products are worth the copies that they need: nine small ones, a large one, all else."""
 
@@ -127,7 +130,7 @@ def _kernel_gradient(x: Array, g: Array) -> Array:
 
 
 def _part_cpu(x: Array, kernel: Array) -> Array:
-    if x.shape[-1] < FEW and x.shape[2] % 2 == 0:
+    if x.shape[-1] <= IMAGE and x.shape[2] % 2 == 0:
         return _conv_of_pairs(x, kernel)
     if not _is_tiny(x):
         return _conv(x, kernel)

@@ -402,6 +402,24 @@ def test_steady_shows_a_quarter_beside_another(here):
     assert "kB a step" in out
 
 
+def test_operations_of_the_same_kind_are_added_up():
+    def part(label, seconds):
+        return {"name": "fusion.1", "label": label, "seconds": seconds, "floor_seconds": seconds / 2}
+
+    parts = [part("encoder0_conv2 gradient: pad", 2.0), part("copy", 3.0), part("decoder11_conv1 gradient: pad", 4.0)]
+    first, second = trace.kinds(parts)
+    assert first["name"] == "conv gradient: pad"
+    assert (first["seconds"], first["floor_seconds"]) == (6.0, 3.0)
+    assert first["label"] == "most in decoder11_conv1 gradient, encoder0_conv2 gradient"
+    assert second["name"] == "copy"
+    table = trace.rows({"step_seconds": 10.0, "idle_seconds": 1.0}, [first, second], least=40)
+    assert [row[:3] for row in table] == [
+        ["conv gradient: pad", "6000", "60.0"],
+        ["1 others", "3000", "30.0"],
+        ["nothing ran", "1000", "10.0"],
+    ]
+
+
 @pytest.mark.slow
 def test_trace_names_operations_with_their_layer_and_floor(here):
     out, content = here("trace", *TINY, "--steps=2", "--least=0", "--batch=2")

@@ -127,7 +127,8 @@ def test_max_pool_keeps_the_dtype(dtype):
         ((2, 8, 8, 64), 80),
         ((2, 4, 6, 128), 64),
         ((1, 16, 12, 64), 72),
-        ((2, 8, 8, 5), 7),  # two pixels at once
+        ((2, 8, 8, 5), 7),
+        ((2, 8, 8, 3), 7),  # two pixels at once
         ((2, 6, 5, 3), 4),  # an odd number of pixels
         ((2, 2, 2, 64), 64),
         ((2, 16, 6, 32), 40),

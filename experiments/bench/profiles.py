@@ -31,8 +31,9 @@ def profile(run: Callable[[int], Any], text: str, steps: int) -> dict[str, Any]:
       steps: how many.
 
     Returns:
-      `{"step_seconds", "operations": [{"name", "opcode", "label", "seconds", "flops", "bytes"}], "idle_seconds"}`, a
-      step each, the longest operation first.
+      `{"step_seconds", "operations": [{"name", "opcode", "label", "runs", "seconds", "flops", "bytes"}],
+      "idle_seconds"}`, a step each, the longest operation first. What a loop runs counts each time; loops and branches
+      themselves compute nothing.
     """
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
@@ -48,17 +49,22 @@ def profile(run: Callable[[int], Any], text: str, steps: int) -> dict[str, Any]:
     events = [event for event in read_events(planes, module.name) if event.name in module]
     containers = {event.name for event in events if module[event.name].opcode in CONTAINERS}
     shares = divide(events, containers)
-    operations = [
-        {
-            "name": name,
-            "opcode": module[name].opcode,
-            "label": module[name].label,
-            "seconds": nanoseconds / 1e9 / steps,
-            "flops": module.flops(module[name]),
-            "bytes": module.bytes_moved(module[name]),
-        }
-        for name, nanoseconds in sorted(shares.items(), key=lambda share: -share[1])
-    ]
+    counts = collections.Counter(event.name for event in events)
+    operations = []
+    for name, nanoseconds in sorted(shares.items(), key=lambda share: -share[1]):
+        runs, instruction = counts[name] / steps, module[name]
+        work = 0.0 if name in containers else runs
+        operations.append(
+            {
+                "name": name,
+                "opcode": instruction.opcode,
+                "label": instruction.label,
+                "runs": runs,
+                "seconds": nanoseconds / 1e9 / steps,
+                "flops": work * module.flops(instruction),
+                "bytes": work * module.bytes_moved(instruction),
+            }
+        )
     busy = sum(shares.values()) / 1e9 / steps
     return {"step_seconds": seconds, "operations": operations, "idle_seconds": max(0.0, seconds - busy)}
 

@@ -4,7 +4,9 @@ The floor of an operation is the longer of two times: its multiplications at the
 operands and result, once each, at the measured copy bandwidth.
 """
 
+import collections
 import dataclasses
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -78,8 +80,11 @@ def measure(options: Options) -> dict[str, Any]:
     return {"machine": machine, "peaks": peaks, "undisturbed_step_seconds": undisturbed, **found}
 
 
-def rows(content: Mapping[str, Any], least: float) -> list[list[str]]:
-    """The table: operations of at least `least` percent, all others, and the time in which none ran."""
+Part = Mapping[str, Any]
+
+
+def rows(content: Mapping[str, Any], parts: Sequence[Part], least: float) -> list[list[str]]:
+    """A table: operations or kinds of at least `least` percent, all others, and the time in which none ran."""
     from experiments.bench.results import milliseconds
 
     def line(name: str, seconds: float, floor: float | None, label: str) -> list[str]:
@@ -87,13 +92,28 @@ def rows(content: Mapping[str, Any], least: float) -> list[list[str]]:
         known = ["-", "-"] if not floor else [milliseconds(floor), f"{seconds / floor:.1f}"]
         return [name, milliseconds(seconds), share, *known, label]
 
-    large = [op for op in content["operations"] if 100 * op["share"] >= least]
-    others = content["operations"][len(large) :]
-    listed = [line(op["name"], op["seconds"], op["floor_seconds"], op["label"]) for op in large]
-    seconds, floor = (sum(op[key] for op in others) for key in ("seconds", "floor_seconds"))
+    large = [part for part in parts if 100 * part["seconds"] / content["step_seconds"] >= least]
+    others = parts[len(large) :]
+    listed = [line(part["name"], part["seconds"], part["floor_seconds"], part["label"]) for part in large]
+    seconds, floor = (sum(part[key] for part in others) for key in ("seconds", "floor_seconds"))
     listed.append(line(f"{len(others)} others", seconds, floor, ""))
     listed.append(line("nothing ran", content["idle_seconds"], None, "host, dispatch and waiting"))
     return listed
+
+
+def kinds(operations: Sequence[Part]) -> list[Part]:
+    """Adds up the operations that do the same in different layers, the longest kind first."""
+    found: dict[str, dict[str, Any]] = {}
+    layers: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for operation in operations:
+        label = re.sub(r"\b(?:encoder|decoder)\d+_(conv|up|dropout)\d?", r"\1", operation["label"])
+        kind = found.setdefault(label, {"name": label, "seconds": 0.0, "floor_seconds": 0.0})
+        for key in ("seconds", "floor_seconds"):
+            kind[key] += operation[key]
+        layers[label][operation["label"].partition(":")[0]] += operation["seconds"]
+    for label, kind in found.items():
+        kind["label"] = "most in " + ", ".join(layer for layer, _ in layers[label].most_common(3))
+    return sorted(found.values(), key=lambda kind: -kind["seconds"])
 
 
 def main(argv: Sequence[str]) -> int:
@@ -107,11 +127,16 @@ def main(argv: Sequence[str]) -> int:
     results.write_json(options.json, "trace", dataclasses.asdict(options), content)
     what = f"{options.task}, {options.loss}, batch {options.batch} of {options.size}x{options.size}x3"
     title = f"{what}: {results.milliseconds(content['step_seconds'])} ms a step under the profiler"
-    columns = ("operation", "ms", "% of step", "floor ms", "times floor", "what it is")
+    columns = ("ms", "% of step", "floor ms", "times floor")
     report.table(
         f"{title}, {results.milliseconds(content['undisturbed_step_seconds'])} without",
-        columns,
-        rows(content, options.least),
+        ("operation", *columns, "what it is"),
+        rows(content, content["operations"], options.least),
+    )
+    report.table(
+        "the same by what is done in any layer",
+        ("kind", *columns, "where"),
+        rows(content, kinds(content["operations"]), options.least),
     )
     peaks = content["peaks"]
     sys.stdout.write(
