@@ -1,8 +1,8 @@
 """Runs the tests on 8 simulated CPU devices, and hypothesis with the same examples every time.
 
 The programs are compiled fast rather than well, because compiling takes longer than running them once: LLVM does not
-optimise them, and XLA writes their code with its older, quicker emitter. XLA's own passes, which decide what is computed
-and in which order, are those of any program. `make test-all` compiles as users do.
+optimise them, and XLA writes their code with its older, quicker emitter. XLA's own passes, which decide what is
+computed and in which order, are those of any program. `make test-all` compiles as users do.
 """
 
 import os
