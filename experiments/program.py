@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ class Program:
     Args:
       config: the run.
       clock: counts the time of tracing and compiling.
-      steps_per_epoch: training steps, which only a warm-up of the learning rate asks for.
+      steps_per_epoch: training steps; may be left out where `needs_no_slices`.
 
     Attributes:
       mesh: all devices.
@@ -36,12 +36,20 @@ class Program:
       optimizer: its optimizer.
       abstract: the train state's shapes and dtypes.
       places: its shardings.
+      eval_step: the evaluation step, once the training step is traced.
+
+    Raises:
+      ValueError: the steps of an epoch are needed and not given.
     """
 
-    def __init__(self, config: Config, clock: "Clock", steps_per_epoch: int = 0) -> None:
+    eval_step: Callable[..., Any]
+
+    def __init__(self, config: Config, clock: "Clock", steps_per_epoch: int | None = None) -> None:
+        if steps_per_epoch is None and not needs_no_slices(config):
+            raise ValueError("steps_per_epoch is missing, which the configuration asks for")
         self.config, self.clock = config, clock
         self.mesh = make_mesh()
-        self.model, self.optimizer = build.model(config), build.optimizer(config, steps_per_epoch)
+        self.model, self.optimizer = build.model(config), build.optimizer(config, steps_per_epoch or 0)
         with clock.compiling():
             self.abstract = abstract_state(self.model, self.optimizer, image_shape=build.image_shape(config))
         self.places = state_sharding(self.abstract, self.mesh, split_optimizer=config.train.shard_optimizer)
@@ -58,17 +66,16 @@ class Program:
     def _initialise(self) -> TrainState:
         shape = build.image_shape(self.config)
         with self.clock.compiling():  # what was compiled runs on by itself
-            state = init_state(self.model, self.optimizer, seed=self.config.train.seed, image_shape=shape)
-        placed: TrainState = jax.device_put(state, self.places)
-        return placed
+            return init_state(self.model, self.optimizer, seed=self.config.train.seed, image_shape=shape)
 
     def fresh_state(self) -> TrainState:
-        """The state of step 0, on the devices."""
+        """The state of step 0, on the devices; all processes call this at the same point of their main thread."""
         if self._fresh is None:
             self.initialise()
         assert self._fresh is not None
         state, self._fresh = self._fresh.result(), None
-        return state
+        placed: TrainState = jax.device_put(state, self.places)  # which compares the processes
+        return placed
 
     def trace(self, pixels: Mapping[str, jax.Array] | None = None) -> "Program":
         """Traces the training step, unless that is done.
@@ -111,8 +118,16 @@ class Program:
         return result
 
     def close(self) -> None:
-        """Releases the threads; does not wait for what they are at."""
+        """Releases the threads; does not wait for what they are at, which the end of the program does."""
         self._threads.shutdown(wait=False)
+
+
+def needs_no_slices(config: Config) -> bool:
+    """Whether the training step can be traced before the slices are known.
+
+    A warm-up counts the steps of an epoch, and a cache on the devices is an argument of the step.
+    """
+    return not config.train.warmup_epochs and config.data.cache != "device"
 
 
 @contextlib.contextmanager

@@ -239,7 +239,7 @@ def train(
     from experiments.limits import check_devices
     from experiments.log import RESULTS, RunLog
     from experiments.processes import agree, together
-    from experiments.program import Program, changing_threads_often
+    from experiments.program import Program, changing_threads_often, needs_no_slices
     from experiments.rundir import check_directory, claim, locked, record_start, saved_split
 
     directory, first = run_directory(config), jax.process_index() == 0
@@ -248,12 +248,12 @@ def train(
         check_devices(config, jax.device_count(), batch_sizes)
         build.loss(config)
         begun = check_directory(directory, config)
-        source, program = build.source(config), None
-        with ThreadPoolExecutor(1) as reader, changing_threads_often():
-            reader.submit(source.fingerprint)  # reads every file, for which `build.dataset` would wait
-            if not begun and not config.train.warmup_epochs and config.data.cache != "device":
-                program = Program(config, clock).initialise().trace()  # needs no slices
-        data = build.dataset(config, source, progress=first)
+        source = build.source(config)  # what is wrong with the folders is said at once
+        with ThreadPoolExecutor(1) as tracer, changing_threads_often():
+            early = not begun and needs_no_slices(config)
+            traced = tracer.submit(lambda: Program(config, clock).initialise().trace()) if early else None
+            data = build.dataset(config, source, progress=first)  # reads every file
+        program = traced.result() if traced else None
         split = saved_split(directory, data) if begun else build.data_split(config, data)
         steps_per_epoch(len(split.train), config.train.batch_size)
     parts = [split.train, split.val, split.test]
@@ -266,7 +266,7 @@ def train(
                 record_start(directory, config, data, split)
                 claim(results, directory, RESULTS)
         trainer = stack.enter_context(contextlib.closing(Trainer(config, data, split, directory, clock, program)))
-        with together("looking for space"):  # before the network is made, which takes seconds
+        with together("looking for space"):
             check_space(trainer, trainer.program.abstract, directory)
         with together("loading the slices"):
             if not is_finished(trainer):

@@ -19,11 +19,17 @@ from jax.typing import DTypeLike
 IMAGE = 4
 """Channels up to which two pixels are convolved at once."""
 
-FEW, MANY, WIDE = 16, 32, 64
-"""Channels from which matrix products are worth the copies that they need: nine small ones, a large one, all else."""
+FEW = 16
+"""Channels of the input from which the gradient of a kernel is nine matrix products, one for each of its pixels."""
+
+MANY = 32
+"""Channels of both sides from which it is one large product."""
+
+WIDE = 64
+"""Channels of the input from which tiny images are convolved by a product."""
 
 STRIP = 8
-"""Rows of an image that are worked on at once, at most."""
+"""Rows of an image that are worked on at once; an image that cannot be cut into strips of 2 to 8 is done whole."""
 
 DRAWS = 2**16
 """Different numbers that dropout draws."""
@@ -59,10 +65,11 @@ def conv3x3(parts: tuple[Array, ...], kernel: Array) -> Array:
 
     `parts` are images `[B, H, W, C_i]` with C channels in all, in the order of the kernel's. On CPUs each part has a
     convolution of its own (unless the kernel is larger than they are), so that no concatenation is written and kept;
-    two of 16 channels also take half the time of one of 32. The gradient of a kernel, and everything on tiny images,
-    are matrix products there: XLA hands those to a routine made for large images and small kernels, at a half to a
-    tenth of what the processor can do. Elsewhere it is `lax.conv_general_dilated`. Differentiable in reverse mode, any
-    number of times.
+    two of 16 channels also take half the time of one of 32. The gradient of a kernel of 16 channels or more, and
+    everything on tiny images, are matrix products there: XLA hands those to a routine made for large images and small
+    kernels, at a half to a tenth of what the processor can do. Where the batch is divided among several CPU devices,
+    the sums over it are exchanged strip by strip. Elsewhere it is `lax.conv_general_dilated`. Differentiable in reverse
+    mode, any number of times.
     """
     return lax.platform_dependent(parts, kernel, cpu=_forward_cpu, default=_forward)
 
@@ -166,7 +173,7 @@ def _kernel_gradient_cpu(x: Array, g: Array) -> Array:
     g = jnp.pad(g, ((0, 0), (1, 1), (0, 0), (0, 0)))
     rows = max((rows for rows in range(2, STRIP + 1) if height % rows == 0), default=height)
     if rows == height:
-        return _kernel_gradient_of_strip(x, g)
+        return _kernel_gradient_of_strip(x, g).astype(x.dtype)
 
     # In a loop, the copies of `x` stay in the cache. They also come to be when `g` is there: outside of a loop XLA
     # makes them as soon as `x` is known, in the forward pass, and keeps all layers' until the backward pass is there.
@@ -175,29 +182,33 @@ def _kernel_gradient_cpu(x: Array, g: Array) -> Array:
         slopes = lax.dynamic_slice_in_dim(g, top, rows + 2, axis=1)
         return total + _kernel_gradient_of_strip(strip, slopes), None
 
-    zeros = jnp.zeros((3, 3, x.shape[-1], g.shape[-1]), x.dtype)
-    return lax.scan(add_strip, zeros, jnp.arange(0, height, rows))[0]
+    zeros = jnp.zeros((3, 3, x.shape[-1], g.shape[-1]), jnp.float32)
+    return lax.scan(add_strip, zeros, jnp.arange(0, height, rows))[0].astype(x.dtype)
 
 
 def _kernel_gradient_of_strip(x: Array, g: Array) -> Array:
-    """What rows `x` `[B, R, W, C]` add to the kernel's gradient; `g` `[B, R + 2, W, D]` has a row more on each side."""
+    """What rows `x` `[B, R, W, C]` add to the kernel's gradient, in float32.
+
+    `g` `[B, R + 2, W, D]` has a row more on each side.
+    """
     x = _neighbours(x, 2)  # shifted along the rows; `g` is shifted across them, the other way
     shifted = [g[:, 2 - i : 2 - i + x.shape[1]] for i in range(3)]
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     if min(x.shape[-1], g.shape[-1]) >= MANY:
-        return jnp.einsum("bhwjc,bhwid->ijcd", x, jnp.stack(shifted, axis=3))
+        return product("bhwjc,bhwid->ijcd", x, jnp.stack(shifted, axis=3))
     # Nine products of few channels are faster than one and the copies it takes.
-    return jnp.stack([jnp.stack([jnp.einsum("bhwc,bhwd->cd", x[..., j, :], g) for j in range(3)]) for g in shifted])
+    return jnp.stack([jnp.stack([product("bhwc,bhwd->cd", x[..., j, :], g) for j in range(3)]) for g in shifted])
 
 
 def _is_tiny(x: Array) -> bool:
     return x.shape[1] * x.shape[2] <= TINY and x.shape[3] >= WIDE
 
 
-def _neighbours(x: Array, axis: int, order: tuple[int, ...] = (0, 1, 2)) -> Array:
+def _neighbours(x: Array, axis: int) -> Array:
     """Each pixel beside the one before and after it along `axis`, zero outside: a new axis of 3 after the third."""
     size = x.shape[axis]
     padded = jnp.pad(x, [(1, 1) if a == axis else (0, 0) for a in range(x.ndim)])
-    return jnp.stack([lax.slice_in_dim(padded, i, i + size, axis=axis) for i in order], axis=3)
+    return jnp.stack([lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(3)], axis=3)
 
 
 class ReluDropout(nn.Module):
@@ -217,7 +228,7 @@ class ReluDropout(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Returns an array of the shape and dtype of `x`."""
-        dropped = round(self.rate * DRAWS)
+        dropped = min(round(self.rate * DRAWS), DRAWS - 1)
         if self.deterministic or not dropped:
             return relu(x)
         words = jax.random.bits(self.make_rng("dropout"), (*x.shape[:-1], -(-x.shape[-1] // 2)), jnp.uint32)

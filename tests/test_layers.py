@@ -232,3 +232,19 @@ def test_dropout_is_left_out_where_it_is_told_so_or_has_no_rate():
     x = draw((2, 4, 4, 3))
     for layer in (ReluDropout(0.5, deterministic=True), ReluDropout(0.0, deterministic=False)):
         np.testing.assert_array_equal(layer.apply({}, x), nn.relu(x))
+
+
+def test_gradients_in_bfloat16_are_rounded_once():
+    x, g = (jnp.asarray(draw((2, 64, 8, 16), seed=seed), jnp.bfloat16) for seed in (0, 1))  # eight strips
+    kernel = jnp.zeros((3, 3, 16, 16), jnp.bfloat16)
+    found = jax.vjp(lambda k: conv3x3((x,), k), kernel)[1](g)[0]
+    exact = jax.vjp(lambda k: conv3x3((x.astype(jnp.float32),), k), kernel.astype(jnp.float32))[1](
+        g.astype(jnp.float32)
+    )[0]
+    np.testing.assert_allclose(found.astype(jnp.float32), exact, rtol=2**-8, atol=1e-3)
+
+
+def test_a_rate_close_to_one_still_keeps_something():
+    x = jnp.ones((1, 64, 64, 64))
+    out = ReluDropout(1 - 1e-6, deterministic=False).apply({}, x, rngs={"dropout": jax.random.key(0)})
+    assert np.isfinite(out).all()

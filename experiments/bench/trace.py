@@ -110,9 +110,11 @@ def kinds(operations: Sequence[Part]) -> list[Part]:
         kind = found.setdefault(label, {"name": label, "seconds": 0.0, "floor_seconds": 0.0})
         for key in ("seconds", "floor_seconds"):
             kind[key] += operation[key]
-        layers[label][operation["label"].partition(":")[0]] += operation["seconds"]
+        if label != operation["label"]:
+            layers[label][operation["label"].partition(":")[0]] += operation["seconds"]
     for label, kind in found.items():
-        kind["label"] = "most in " + ", ".join(layer for layer, _ in layers[label].most_common(3))
+        most = ", ".join(layer for layer, _ in layers[label].most_common(3))
+        kind["label"] = f"most in {most}" if most else ""
     return sorted(found.values(), key=lambda kind: -kind["seconds"])
 
 
