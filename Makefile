@@ -27,7 +27,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: $(VENV)/.installed-dev
-	XLA_FLAGS='--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true' $(BIN)/python -m pytest $(PARALLEL) -m ""
+	XLA_FLAGS=--xla_backend_optimization_level=3 $(BIN)/python -m pytest $(PARALLEL) -m ""
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

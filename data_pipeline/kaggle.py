@@ -49,10 +49,15 @@ class PairSource:
         self._channels = channels
         self._resize = resize
         self._mask_threshold = mask_threshold
+        self._fingerprint: str | None = None
 
     def fingerprint(self) -> str:
-        """Returns a sha256 hex digest of names, bytes and decoding options; reads every file, in a few threads."""
+        """Returns a sha256 hex digest of names, bytes and decoding options; reads every file once, in a few threads."""
+        if self._fingerprint is None:
+            self._fingerprint = self._digest()
+        return self._fingerprint
 
+    def _digest(self) -> str:
         def digest(index: int) -> bytes:
             image, mask = self.files(index)
             return hashlib.sha256(image[1]).digest() + hashlib.sha256(mask[1]).digest()

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 class Program:
     """The network of a run and its compiled steps.
 
-    Making it traces the network's shapes, `initialise` makes the state in a thread of its own, `trace` traces the
-    training step, and `compile` compiles that in another thread: most of the time the compiler works without Python.
+    Making it traces the network's shapes, `initialise` makes the state, `trace` traces the training step, and `compile`
+    compiles that in a thread of its own: most of the time the compiler works without Python. Nothing that imports may
+    run beside the others: some libraries change how Python imports while they are imported, and JAX imports as it goes.
 
     Args:
       config: the run.
@@ -55,25 +56,20 @@ class Program:
         self.places = state_sharding(self.abstract, self.mesh, split_optimizer=config.train.shard_optimizer)
         self._traced: jax.stages.Lowered | None = None
         self._compiled: Future[jax.stages.Compiled] | None = None
-        self._fresh: Future[TrainState] | None = None
-        self._threads = ThreadPoolExecutor(2)
+        self._fresh: TrainState | None = None
+        self._compiler = ThreadPoolExecutor(1)
 
     def initialise(self) -> "Program":
-        """Begins to make the state of step 0."""
-        self._fresh = self._threads.submit(self._initialise)
+        """Begins to make the state of step 0, unless that is done: what was compiled runs on by itself."""
+        if self._fresh is None:
+            shape = build.image_shape(self.config)
+            with self.clock.compiling():
+                self._fresh = init_state(self.model, self.optimizer, seed=self.config.train.seed, image_shape=shape)
         return self
 
-    def _initialise(self) -> TrainState:
-        shape = build.image_shape(self.config)
-        with self.clock.compiling():  # what was compiled runs on by itself
-            return init_state(self.model, self.optimizer, seed=self.config.train.seed, image_shape=shape)
-
     def fresh_state(self) -> TrainState:
-        """The state of step 0, on the devices; all processes call this at the same point of their main thread."""
-        if self._fresh is None:
-            self.initialise()
-        assert self._fresh is not None
-        state, self._fresh = self._fresh.result(), None
+        """The state of step 0, on the devices; all processes call this at the same point."""
+        state, self._fresh = self.initialise()._fresh, None
         placed: TrainState = jax.device_put(state, self.places)  # which compares the processes
         return placed
 
@@ -104,7 +100,7 @@ class Program:
 
     def compile(self) -> None:
         """Begins to compile the training step."""
-        self._compiled = self._threads.submit(self._compile)
+        self._compiled = self._compiler.submit(self._compile)
 
     def _compile(self) -> jax.stages.Compiled:
         assert self._traced is not None, "trace() comes first"
@@ -118,8 +114,8 @@ class Program:
         return result
 
     def close(self) -> None:
-        """Releases the threads; does not wait for what they are at, which the end of the program does."""
-        self._threads.shutdown(wait=False)
+        """Releases the compiler's thread; does not wait for it, which the end of the program does."""
+        self._compiler.shutdown(wait=False)
 
 
 def needs_no_slices(config: Config) -> bool:

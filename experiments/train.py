@@ -248,12 +248,12 @@ def train(
         check_devices(config, jax.device_count(), batch_sizes)
         build.loss(config)
         begun = check_directory(directory, config)
-        source = build.source(config)  # what is wrong with the folders is said at once
-        with ThreadPoolExecutor(1) as tracer, changing_threads_often():
-            early = not begun and needs_no_slices(config)
-            traced = tracer.submit(lambda: Program(config, clock).initialise().trace()) if early else None
-            data = build.dataset(config, source, progress=first)  # reads every file
-        program = traced.result() if traced else None
+        source, program = build.source(config), None
+        with ThreadPoolExecutor(1) as reader, changing_threads_often():
+            reader.submit(source.fingerprint)  # reads every file, for which `build.dataset` would wait
+            if not begun and needs_no_slices(config):
+                program = Program(config, clock).initialise().trace()
+        data = build.dataset(config, source, progress=first)
         split = saved_split(directory, data) if begun else build.data_split(config, data)
         steps_per_epoch(len(split.train), config.train.batch_size)
     parts = [split.train, split.val, split.test]
