@@ -222,7 +222,7 @@ def test_the_documented_ini_files_run_through_every_program(place, env, name, re
     folder = place / f"ini_{name}"
     folder.mkdir()
     split = run(
-        "data_pipeline.split", "BrainTumor", "--synthetic", "--patients=4", "--size", "256", "256", cwd=folder, env=env
+        "data_pipeline.split", "BrainTumor", "--synthetic", "--patients=8", "--size", "256", "256", cwd=folder, env=env
     )
     assert split.returncode == 0, split.stderr
     ini = (request.path.parent / "data" / f"{name}.ini").read_text()
