@@ -55,7 +55,10 @@ class Source(Protocol):
     records: Sequence[Record]
 
     def fingerprint(self) -> str:
-        """Returns a sha256 hex digest of names, bytes and decoding options; independent of where the files lie."""
+        """Returns a sha256 hex digest of names, bytes and decoding options; independent of where the files lie.
+
+        Reads every file the first time; a later call may answer from memory.
+        """
         ...
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:

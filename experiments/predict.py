@@ -349,7 +349,7 @@ def _print(outcomes: Sequence[Outcome], output_dir: Path, seconds: float, out: "
     rows += [["tumour predicted in", sum(outcome.tumour_pixels > 0 for outcome in ok)]]
     if scores := [outcome.dice for outcome in ok if outcome.dice is not None]:
         rows += [[f"mean Dice of {len(scores)} images with a mask", f"{np.mean(scores):.4f}"]]
-    rows += [["seconds", f"{seconds:.1f}"], ["images a second", f"{len(outcomes) / max(seconds, 1e-9):.3g}"]]
+    rows += [["seconds", f"{seconds:.1f}"], ["images a second", f"{len(ok) / max(seconds, 1e-9):.3g}"]]
     report.table(f"Predictions in {output_dir}", ["", "value"], rows, to=out)
 
 
