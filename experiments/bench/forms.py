@@ -51,12 +51,12 @@ class Options:
     """A new file for all figures."""
 
 
-def measure(options: Options, advance: Callable[[], None] = lambda: None) -> dict[str, Any]:
+def measure(options: Options, ended: Callable[[str, int, float], None]) -> dict[str, Any]:
     """Trains all forms with all seeds.
 
     Args:
       options: checked.
-      advance: called after every run.
+      ended: called after every run with the form, the seed and the final validation loss.
 
     Returns:
       `{"machine", "data", "losses": {form: [final validation loss of each seed]}}`.
@@ -90,7 +90,7 @@ def measure(options: Options, advance: Callable[[], None] = lambda: None) -> dic
         losses[form] = []
         for seed in range(options.seeds):
             losses[form].append(run(seed, options.steps))
-            advance()
+            ended(form, seed, losses[form][-1])
     return {"machine": device_names(), "data": data.title, "losses": losses}
 
 
@@ -161,7 +161,12 @@ def main(argv: Sequence[str]) -> int:
     raise_problems([*problems, *check_names("forms", options.forms, FORMS)])
     results.check_new(options.json)
     with report.progress("training", len(options.forms) * options.seeds) as advance:
-        content = measure(options, advance)
+
+        def ended(form: str, seed: int, loss: float) -> None:
+            print(f"{form}, seed {seed}: {loss:.4f}", flush=True)  # now, as all runs together take long
+            advance()
+
+        content = measure(options, ended)
     content["rows"] = compare(content["losses"])
     results.write_json(options.json, "forms", dataclasses.asdict(options), content)
     title = (
