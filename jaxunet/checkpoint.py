@@ -220,9 +220,12 @@ def describe(tree: Any) -> dict[str, list[Any]]:
 def checksums(tree: Any) -> dict[str, int]:
     """Maps the path of each leaf to a checksum of its bits, the same however the leaf is placed on devices."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    sums = [_checksum(_words(leaf)) for _, leaf in leaves]  # all at work before the first is fetched
-    names = (jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves)
-    return dict(zip(names, map(int, jax.device_get(sums)), strict=True))
+    # One at a time: where leaves are divided among devices, each sum is a program with an exchange, and several of those
+    # under way at once can starve one another of the few threads of a CPU, for ever.
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): int(jax.device_get(_checksum(_words(leaf))))
+        for path, leaf in leaves
+    }
 
 
 def _words(leaf: Any) -> Any:
