@@ -220,8 +220,8 @@ def describe(tree: Any) -> dict[str, list[Any]]:
 def checksums(tree: Any) -> dict[str, int]:
     """Maps the path of each leaf to a checksum of its bits, the same however the leaf is placed on devices."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    # One at a time: where leaves are divided among devices, each sum is a program with an exchange, and several of those
-    # under way at once can starve one another of the few threads of a CPU, for ever.
+    # One at a time: where leaves are divided among devices, each sum is a program with an exchange, and several of
+    # those under way at once can starve one another of the few threads of a CPU, for ever.
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): int(jax.device_get(_checksum(_words(leaf))))
         for path, leaf in leaves
