@@ -1,14 +1,16 @@
 """The `kaggle_3m` tree of the LGG segmentation data set, as a folder or inside the zip that Kaggle serves."""
 
+import contextlib
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from data_pipeline.files import Tree, in_threads, open_archive, open_folder, some
+from data_pipeline.files import READ_THREADS, Tree, in_threads, open_archive, open_folder, some
 from data_pipeline.images import fit_pair, read_image, read_mask
 from data_pipeline.source import DataError, Record
 
@@ -49,24 +51,31 @@ class PairSource:
         self._channels = channels
         self._resize = resize
         self._mask_threshold = mask_threshold
-        self._fingerprint: str | None = None
+        self._begun: Iterator[bytes] | None = None
 
     def fingerprint(self) -> str:
-        """Returns a sha256 hex digest of names, bytes and decoding options; reads every file once, in a few threads."""
-        if self._fingerprint is None:
-            self._fingerprint = self._digest()
-        return self._fingerprint
-
-    def _digest(self) -> str:
-        def digest(index: int) -> bytes:
-            image, mask = self.files(index)
-            return hashlib.sha256(image[1]).digest() + hashlib.sha256(mask[1]).digest()
-
+        """Returns a sha256 hex digest of names, bytes and decoding options; reads every file, in a few threads."""
+        digests, self._begun = self._begun or in_threads(self._digest, range(len(self.records))), None
         options = (self._size, self._channels, self._resize, self._mask_threshold)
         total = hashlib.sha256(f"pairs 1 {self.kind} {options}\n".encode())
-        for record, digests in zip(self.records, in_threads(digest, range(len(self.records))), strict=True):
-            total.update(f"{dataclasses.astuple(record)}\n".encode() + digests)
+        for record, digest in zip(self.records, digests, strict=True):
+            total.update(f"{dataclasses.astuple(record)}\n".encode() + digest)
         return total.hexdigest()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """While entered, files are read for the next `fingerprint`, beside what the caller does; left, no more are."""
+        pool = ThreadPoolExecutor(READ_THREADS)
+        try:
+            self._begun = pool.map(self._digest, range(len(self.records)))
+            yield
+        finally:
+            self._begun = None
+            pool.shutdown(cancel_futures=True)
+
+    def _digest(self, index: int) -> bytes:
+        image, mask = self.files(index)
+        return hashlib.sha256(image[1]).digest() + hashlib.sha256(mask[1]).digest()
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns image `uint8[H, W, C]` and mask `uint8[H, W, 1]` in {0, 1}; raises `DataError`."""

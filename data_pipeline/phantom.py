@@ -7,6 +7,7 @@ and gain, bias field and contrast change from patient to patient, so that no sin
 shape, place and the other channels do.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -61,6 +62,10 @@ class Phantoms:
     def fingerprint(self) -> str:
         """Returns a sha256 hex digest of the generator's version and its parameters."""
         return hashlib.sha256(json.dumps(self._described, sort_keys=True).encode()).hexdigest()
+
+    def reading(self) -> contextlib.AbstractContextManager[None]:
+        """Does nothing: there are no files."""
+        return contextlib.nullcontext()
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Draws one slice; the same on every call, in any order and from any thread.

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import numpy as np
@@ -55,10 +56,11 @@ class Source(Protocol):
     records: Sequence[Record]
 
     def fingerprint(self) -> str:
-        """Returns a sha256 hex digest of names, bytes and decoding options; independent of where the files lie.
+        """Returns a sha256 hex digest of names, bytes and decoding options; independent of where the files lie."""
+        ...
 
-        Reads every file the first time; a later call may answer from memory.
-        """
+    def reading(self) -> AbstractContextManager[None]:
+        """While entered, files are read for the next `fingerprint`, beside what the caller does; left, no more are."""
         ...
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:

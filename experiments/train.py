@@ -5,7 +5,6 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -249,11 +248,11 @@ def train(
         build.loss(config)
         begun = check_directory(directory, config)
         source, program = build.source(config), None
-        with ThreadPoolExecutor(1) as reader, changing_threads_often():
-            reader.submit(source.fingerprint)  # reads every file, for which `build.dataset` would wait
+        with source.reading():
             if not begun and needs_no_slices(config):
-                program = Program(config, clock).initialise().trace()
-        data = build.dataset(config, source, progress=first)
+                with changing_threads_often():
+                    program = Program(config, clock).initialise().trace()
+            data = build.dataset(config, source, progress=first)
         split = saved_split(directory, data) if begun else build.data_split(config, data)
         steps_per_epoch(len(split.train), config.train.batch_size)
     parts = [split.train, split.val, split.test]

@@ -3,6 +3,7 @@
 import os
 import shutil
 import stat
+import threading
 import zipfile
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from trees import PATIENTS, encode, image_pixels, mask_pixels, write_kaggle, write_zip
 
 from data_pipeline import open_source
+from data_pipeline.files import READ_THREADS
 from data_pipeline.kaggle import open_kaggle, parse_name
 from data_pipeline.source import DataError, Record
 
@@ -71,6 +73,25 @@ def test_the_fingerprint_does_not_depend_on_the_order_of_listing(tree, monkeypat
 
     monkeypatch.setattr(os, "scandir", lambda folder: Shuffled(sorted(listing(folder), key=lambda e: e.name[::-1])))
     assert open_kaggle(tree).fingerprint() == expected
+
+
+def test_files_read_ahead_give_the_same_fingerprint_and_are_read_once(tree):
+    source, expected, read = open_kaggle(tree), open_kaggle(tree).fingerprint(), []
+    files, source.files = source.files, lambda index: read.append(index) or files(index)
+    with source.reading():
+        assert source.fingerprint() == expected
+        assert sorted(read) == list(range(len(source.records)))
+        assert source.fingerprint() == expected  # what has changed since would be seen
+    assert len(read) == 2 * len(source.records)
+
+
+def test_an_interruption_beside_the_reading_leaves_the_rest_unread(tree):
+    source, go, read = open_kaggle(tree), threading.Event(), []
+    files, source.files = source.files, lambda index: (read.append(index), go.wait(), files(index))[-1]
+    with pytest.raises(KeyboardInterrupt), source.reading():
+        threading.Timer(0.2, go.set).start()
+        raise KeyboardInterrupt
+    assert len(read) <= READ_THREADS < len(source.records)
 
 
 def test_the_fingerprint_changes_with_every_byte_name_and_option(tree):
