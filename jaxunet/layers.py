@@ -182,18 +182,18 @@ def _kernel_gradient_cpu(x: Array, g: Array) -> Array:
         slopes = lax.dynamic_slice_in_dim(g, top, rows + 2, axis=1)
         return total + _kernel_gradient_of_strip(strip, slopes), None
 
-    zeros = jnp.zeros((3, 3, x.shape[-1], g.shape[-1]), jnp.float32)
+    zeros = jnp.zeros((3, 3, x.shape[-1], g.shape[-1]), jnp.promote_types(x.dtype, jnp.float32))
     return lax.scan(add_strip, zeros, jnp.arange(0, height, rows))[0].astype(x.dtype)
 
 
 def _kernel_gradient_of_strip(x: Array, g: Array) -> Array:
-    """What rows `x` `[B, R, W, C]` add to the kernel's gradient, in float32.
+    """What rows `x` `[B, R, W, C]` add to the kernel's gradient, summed in float32 at least.
 
     `g` `[B, R + 2, W, D]` has a row more on each side.
     """
     x = _neighbours(x, 2)  # shifted along the rows; `g` is shifted across them, the other way
     shifted = [g[:, 2 - i : 2 - i + x.shape[1]] for i in range(3)]
-    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
     if min(x.shape[-1], g.shape[-1]) >= MANY:
         return product("bhwjc,bhwid->ijcd", x, jnp.stack(shifted, axis=3))
     # Nine products of few channels are faster than one and the copies it takes.

@@ -10,12 +10,13 @@ from importlib.metadata import version
 
 # Before the first import of jax: it reads both when it starts its backend.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-FLAGS = ["--xla_force_host_platform_device_count=8"]
-if "--xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
+GIVEN = os.environ.get("XLA_FLAGS", "")
+FLAGS = ["--xla_force_host_platform_device_count=8"] if "device_count" not in GIVEN else []
+if "--xla_backend_optimization_level" not in GIVEN:
     FLAGS.append("--xla_backend_optimization_level=0")
     if version("jaxlib").startswith("0.10."):  # XLA aborts on a flag that it does not know
         FLAGS.append("--xla_cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()
+os.environ["XLA_FLAGS"] = " ".join([GIVEN, *FLAGS]).strip()
 
 from hypothesis import settings  # noqa: E402
 

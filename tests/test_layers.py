@@ -153,18 +153,31 @@ def test_convolution_is_flax_conv_in_value_and_gradient(shape, features):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * abs(b).max()), ours, plain)
 
 
-def test_convolution_has_second_derivatives():
-    x, kernel = draw((1, 4, 4, 64)), draw((3, 3, 64, 64), seed=1) * 0.01
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("shape", [(1, 4, 4, 64), (1, 8, 6, 3), (1, 16, 6, 16), (1, 8, 10, 32)])  # every form
+def test_convolution_and_relu_have_second_derivatives(shape, parts):
+    images = tuple(draw(shape, seed=i) for i in range(parts))
+    kernel = draw((3, 3, parts * shape[3], shape[3]), seed=9) / shape[3]
 
-    def slope(function):
-        energy = lambda k: jnp.sum(function(x, k) ** 3)  # noqa: E731
-        return jax.grad(lambda k: jnp.sum(jax.grad(energy)(k) ** 2))(kernel)
+    def slope(convolve, activate):
+        energy = lambda k: jnp.sum(activate(convolve(images, k)) ** 3)  # noqa: E731
+        return jax.jit(jax.grad(lambda k: jnp.sum(jax.grad(energy)(k) ** 2)))(kernel)
 
-    ours, plain = (
-        slope(lambda x, k: conv3x3((x,), k)),
-        slope(lambda x, k: nn.Conv(64, (3, 3), use_bias=False).apply({"params": {"kernel": k}}, x)),
-    )
-    np.testing.assert_allclose(ours, plain, rtol=1e-3, atol=1e-4 * abs(plain).max())
+    def plain(images, k):
+        x = jnp.concatenate(images, axis=-1)
+        return nn.Conv(shape[3], (3, 3), use_bias=False).apply({"params": {"kernel": k}}, x)
+
+    ours, expected = slope(conv3x3, relu), slope(plain, nn.relu)
+    np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-4 * abs(expected).max())
+
+
+def test_convolution_in_float64_is_not_rounded():
+    with jax.enable_x64(True):
+        x, kernel = draw((1, 16, 6, 16)).astype(np.float64), draw((3, 3, 16, 16), seed=1).astype(np.float64)
+        slope = jax.grad(lambda k: jnp.sum(conv3x3((x,), k) ** 2))(kernel)
+        across = draw(kernel.shape, seed=2).astype(np.float64)
+        two, one = (float(jnp.sum(conv3x3((x,), kernel + t * across) ** 2)) for t in (1, -1))
+        assert float((slope * across).sum()) == pytest.approx((two - one) / 2, rel=1e-12)  # a parabola
 
 
 @pytest.mark.parametrize(("shape", "features"), [((2, 8, 8, 3), 4), ((2, 4, 4, 64), 80), ((1, 16, 16, 32), 24)])

@@ -12,6 +12,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from jaxunet import UNet
 from jaxunet.checkpoint import Checkpoints, abstract_like
+from jaxunet.layers import conv3x3
 from jaxunet.losses import LOSSES, dice_loss
 from jaxunet.sharding import (
     batch_sharding,
@@ -63,6 +64,26 @@ def one_step(devices: int):
 
 def test_tests_run_on_eight_devices():
     assert len(jax.devices()) == 8
+
+
+@pytest.mark.parametrize("shape", [(8, 16, 6, 16), (8, 16, 6, 32), (8, 4, 4, 64)])  # strips, one product, tiny images
+def test_the_kernel_gradient_of_a_divided_batch_is_that_of_the_whole(shape):
+    rng = np.random.default_rng(0)
+    images, cotangent = rng.normal(size=(2, *shape)).astype(np.float32)
+    kernel = rng.normal(size=(3, 3, shape[3], shape[3])).astype(np.float32)
+
+    def gradient(devices):
+        mesh = make_mesh(jax.devices()[:devices])
+        rows, whole = split_rows(mesh), replicated(mesh)
+        slopes = jax.jit(
+            lambda x, k, g: jax.vjp(lambda x, k: conv3x3((x,), k), x, k)[1](g),
+            in_shardings=(rows, whole, rows),
+            out_shardings=(rows, whole),
+        )
+        return slopes(images, kernel, cotangent)
+
+    for found, expected in zip(gradient(8), gradient(1), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * abs(expected).max())
 
 
 @pytest.mark.parametrize("devices", [2, 4, 8])
