@@ -10,7 +10,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.bench.hlo import Module, elements, size
 from experiments.bench.profiles import Event, divide, read_events
-from jaxunet.sharding import make_mesh
+from jaxunet.layers import conv3x3
+from jaxunet.sharding import make_mesh, replicated, split_rows
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -107,6 +108,20 @@ def test_a_mean_over_devices_is_one_exchange_of_its_result():
     text = program.lower(jax.ShapeDtypeStruct((8, 100), jnp.float32)).compile().as_text()
     (found,) = Module(text).collectives()
     assert (found["kind"], found["bytes"], found["asynchronous"]) == ("all-reduce", 400, False)
+
+
+@pytest.mark.parametrize(("height", "runs"), [(32, 4), (26, 13)])  # strips of 8 and of 2 rows
+def test_an_exchange_in_a_loop_counts_each_time(height, runs):
+    mesh = make_mesh(jax.devices()[:2])
+    rows, whole = split_rows(mesh), replicated(mesh)
+    program = jax.jit(
+        lambda x, kernel, g: jax.vjp(lambda kernel: conv3x3((x,), kernel), kernel)[1](g)[0],
+        in_shardings=(rows, whole, rows),
+        out_shardings=whole,
+    )
+    image, kernel = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, height, 8, 16), (3, 3, 16, 16)))
+    found = Module(program.lower(image, kernel, image).compile().as_text()).collectives()
+    assert sum(one["runs"] * one["bytes"] for one in found) == runs * 4 * 9 * 16 * 16
 
 
 def test_a_moment_belongs_to_all_that_run_and_to_a_loop_only_where_nothing_in_it_does():

@@ -10,6 +10,7 @@ _ELEMENT = re.compile(r"\b(pred|[suf]\d+|bf16|f8\w*|c64|c128)\[([\d,]*)\]")
 _CALLED = re.compile(
     r"(?:calls|to_apply|body|condition|branch_computations|called_computations)=\{?([^{}=]*?)(?:[},]|$)"
 )
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _NAME = re.compile(r"%([\w.\-]+)")
 _LAYER = re.compile(r"\b((?:encoder|decoder)\d+_\w+|head)\b")
 
@@ -115,18 +116,38 @@ class Module:
         return sum(size(shape) for shape in (instruction.shape, *shapes))
 
     def _called(self, instruction: Instruction) -> list[dict[str, Instruction]]:
+        return [self.computations[name] for name in self._names_called(instruction)]
+
+    def _names_called(self, instruction: Instruction) -> list[str]:
         names = [name.strip(" %") for group in _CALLED.findall(instruction.attributes) for name in group.split(",")]
-        return [self.computations[name] for name in names if name in self.computations]
+        return [name for name in names if name in self.computations]
+
+    @functools.cached_property
+    def _runs(self) -> dict[str, int]:
+        """How often each computation runs; a loop of unknown length and each branch count as once."""
+        callers: dict[str, list[tuple[str, int]]] = {}
+        for caller, body in self.computations.items():
+            for instruction in body.values():
+                trips = _TRIPS.search(instruction.attributes) if instruction.opcode == "while" else None
+                for name in self._names_called(instruction):
+                    callers.setdefault(name, []).append((caller, int(trips.group(1)) if trips else 1))
+
+        @functools.cache
+        def runs(name: str) -> int:
+            return sum(runs(caller) * trips for caller, trips in callers[name]) if name in callers else 1
+
+        return {name: runs(name) for name in self.computations}
 
     def collectives(self) -> list[dict[str, object]]:
         """What the devices exchange.
 
         Returns:
-          For each exchange `{"kind", "name", "bytes", "asynchronous", "overlapped_operations", "overlapped_flops"}`:
-          the bytes that a device hands in, and the work scheduled between its start and its end.
+          For each exchange `{"kind", "name", "runs", "bytes", "asynchronous", "overlapped_operations",
+          "overlapped_flops"}`: how often it takes place, the bytes that a device hands in each time, and the work
+          scheduled between its start and its end.
         """
         found: list[dict[str, object]] = []
-        for body in self.computations.values():
+        for computation, body in self.computations.items():
             order = list(body.values())
             for index, instruction in enumerate(order):
                 kind = self._collective(instruction)
@@ -139,6 +160,7 @@ class Module:
                     {
                         "kind": kind,
                         "name": instruction.name,
+                        "runs": self._runs[computation],
                         "bytes": sum(map(size, operands)),
                         "asynchronous": started,
                         "overlapped_operations": len(between),

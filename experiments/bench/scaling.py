@@ -108,7 +108,7 @@ def measure(options: Options) -> dict[str, Any]:
                 "images_per_second": rate,
                 "efficiency": rate / count / (rows[0]["images_per_second"] / counts[0] if rows else rate / count),
                 "collectives": exchanged[count],
-                "bytes_a_step": sum(collective["bytes"] for collective in exchanged[count]),
+                "bytes_a_step": sum(found["runs"] * found["bytes"] for found in exchanged[count]),
             }
         )
     return {"machine": {**machine, "simulated": simulated}, "results": rows}
@@ -123,8 +123,8 @@ def describe(collectives: Sequence[dict[str, Any]]) -> str:
     """How many exchanges of which kind, and how many of them run beside other work."""
     kinds: dict[str, int] = {}
     for collective in collectives:
-        kinds[collective["kind"]] = kinds.get(collective["kind"], 0) + 1
-    overlapping = sum(1 for collective in collectives if collective["overlapped_operations"])
+        kinds[collective["kind"]] = kinds.get(collective["kind"], 0) + collective["runs"]
+    overlapping = sum(collective["runs"] for collective in collectives if collective["overlapped_operations"])
     if not kinds:
         return "none"
     return f"{', '.join(f'{count} {kind}' for kind, count in kinds.items())}; {overlapping} overlap with work"
