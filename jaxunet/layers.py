@@ -26,7 +26,7 @@ MANY = 32
 """Channels of both sides from which it is one large product."""
 
 WIDE = 64
-"""Channels of the input from which tiny images are convolved by a product."""
+"""Channels of the input from which the gradients on tiny images are matrix products."""
 
 STRIP = 8
 """Rows of an image that are worked on at once; an image that cannot be cut into strips of 2 to 8 is done whole."""
@@ -35,7 +35,7 @@ DRAWS = 2**16
 """Different numbers that dropout draws."""
 
 TINY = 8 * 8
-"""Pixels up to which XLA's CPU convolution loses to a matrix product, forward too."""
+"""Pixels up to which images are tiny: a matrix product beats XLA's CPU convolution for the input's gradient too."""
 
 
 class Conv3x3(nn.Module):
@@ -64,12 +64,11 @@ def conv3x3(parts: tuple[Array, ...], kernel: Array) -> Array:
     """Images convolved with `kernel` `[3, 3, C, D]`, zero padding: `[B, H, W, D]`.
 
     `parts` are images `[B, H, W, C_i]` with C channels in all, in the order of the kernel's. On CPUs each part has a
-    convolution of its own (unless the kernel is larger than they are), so that no concatenation is written and kept;
-    two of 16 channels also take half the time of one of 32. The gradient of a kernel of 16 channels or more, and
-    everything on tiny images, are matrix products there: XLA hands those to a routine made for large images and small
-    kernels, at a half to a tenth of what the processor can do. Where the batch is divided among several CPU devices,
-    the sums over it are exchanged strip by strip. Elsewhere it is `lax.conv_general_dilated`. Differentiable in reverse
-    mode, any number of times.
+    convolution of its own (unless the kernel is larger than they are), so that no concatenation is written and kept.
+    The gradient of a kernel of 16 channels or more, and both gradients on tiny images, are matrix products there: XLA
+    hands those to a routine made for large images and small kernels, at a half to a tenth of what the processor can do.
+    Where the batch is divided among several CPU devices, the sums over it are exchanged strip by strip. Elsewhere it is
+    `lax.conv_general_dilated`. Differentiable in reverse mode, any number of times.
     """
     return lax.platform_dependent(parts, kernel, cpu=_forward_cpu, default=_forward)
 
@@ -139,10 +138,7 @@ def _kernel_gradient(x: Array, g: Array) -> Array:
 def _part_cpu(x: Array, kernel: Array) -> Array:
     if x.shape[-1] <= IMAGE and x.shape[2] % 2 == 0:
         return _conv_of_pairs(x, kernel)
-    if not _is_tiny(x):
-        return _conv(x, kernel)
-    patches = _neighbours(_neighbours(x, 2), 1)  # [B, H, W, 3, 3, C]
-    return jnp.tensordot(patches, kernel, 3)
+    return _conv(x, kernel)
 
 
 def _conv_of_pairs(x: Array, kernel: Array) -> Array:

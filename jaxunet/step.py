@@ -18,6 +18,7 @@ from jax import Array, lax
 from jax.sharding import Mesh
 
 from jaxunet.accumulate import accumulated
+from jaxunet.compiler import compiler_options
 from jaxunet.metrics import PixelSums, pixel_sums
 from jaxunet.sharding import replicated, split_largest_axes, split_rows
 
@@ -252,6 +253,7 @@ def compile_train_step(
         in_shardings=(state, batch),
         out_shardings=(state, replicated(mesh)),
         donate_argnums=0,
+        compiler_options=_options(mesh),
     )
 
 
@@ -276,6 +278,7 @@ def compile_eval_step(
         in_shardings=(replicated(mesh), batch, replicated(mesh)),
         out_shardings=replicated(mesh),
         static_argnums=3,
+        compiler_options=_options(mesh),
     )
     return lambda params, batch, step=0, *, rows: compiled(params, batch, step, 0 if weighted else rows)
 
@@ -286,4 +289,9 @@ def compile_predict_step(mesh: Mesh, *, apply_fn: Callable[..., Any]) -> Callabl
         partial(predict_step, apply_fn=apply_fn),
         in_shardings=(replicated(mesh), split_rows(mesh)),
         out_shardings=split_rows(mesh),
+        compiler_options=_options(mesh),
     )
+
+
+def _options(mesh: Mesh) -> dict[str, str] | None:
+    return compiler_options(mesh.devices.flat[0].platform)

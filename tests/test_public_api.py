@@ -43,6 +43,7 @@ def test_the_public_names_are_these():
         "UNet",
         "abstract_state",
         "checkpoint",
+        "compiler",
         "distance",
         "eval_step",
         "init_state",
