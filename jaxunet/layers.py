@@ -3,7 +3,8 @@
 XLA's CPU backend does the gradients of `flax.linen.ConvTranspose` (strided) and of `flax.linen.max_pool`
 (select-and-scatter) slowly, and select-and-scatter has no deterministic form on GPUs. Both layers are small enough to
 be said in operations that every backend does well. ReLU and dropout are one function, for the sake of memory. The 3x3
-convolution has a form of its own on CPUs only. The tests compare value and gradient of each with the plain forms.
+convolution has forms of its own on CPUs and on NVIDIA GPUs. The tests compare value and gradient of each with the plain
+forms.
 """
 
 import functools
@@ -15,6 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
+
+GPU = 64
+"""Channels that a convolution on a GPU computes at once, of one pixel or of several."""
 
 IMAGE = 4
 """Channels up to which two pixels are convolved at once."""
@@ -56,53 +60,102 @@ class Conv3x3(nn.Module):
         kernel = self.param("kernel", nn.initializers.he_normal(), (3, 3, channels, self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         kernel, bias, *images = nn.dtypes.promote_dtype(kernel, bias, *parts, dtype=self.dtype)
-        return conv3x3(tuple(images), kernel) + bias
+        return conv3x3(tuple(images), kernel, bias)
 
 
 @jax.custom_vjp
-def conv3x3(parts: tuple[Array, ...], kernel: Array) -> Array:
-    """Images convolved with `kernel` `[3, 3, C, D]`, zero padding: `[B, H, W, D]`.
+def conv3x3(parts: tuple[Array, ...], kernel: Array, bias: Array) -> Array:
+    """Images convolved with `kernel` `[3, 3, C, D]`, zero padding, plus `bias` `[D]`: `[B, H, W, D]`.
 
     `parts` are images `[B, H, W, C_i]` with C channels in all, in the order of the kernel's. On CPUs each part has a
     convolution of its own (unless the kernel is larger than they are), so that no concatenation is written and kept.
     The gradient of a kernel of 16 channels or more, and both gradients on tiny images, are matrix products there: XLA
     hands those to a routine made for large images and small kernels, at a half to a tenth of what the processor can do.
-    Where the batch is divided among several CPU devices, the sums over it are exchanged strip by strip. Elsewhere it is
+    Where the batch is divided among several CPU devices, the sums over it are exchanged strip by strip. On NVIDIA GPUs
+    neighbours in a row are taken as channels where there are few of those, see `_forward_cuda`. Elsewhere it is
     `lax.conv_general_dilated`. Differentiable in reverse mode, any number of times.
     """
-    return lax.platform_dependent(parts, kernel, cpu=_forward_cpu, default=_forward)
+    return lax.platform_dependent(parts, kernel, bias, cpu=_forward_cpu, cuda=_forward_cuda, default=_forward)
 
 
-Residuals = tuple[tuple[Array, ...], Array]
+Parts = tuple[Array, ...]
 
 
-def _conv3x3_fwd(parts: tuple[Array, ...], kernel: Array) -> tuple[Array, Residuals]:
-    return conv3x3(parts, kernel), (parts, kernel)
+def _conv3x3_fwd(parts: Parts, kernel: Array, bias: Array) -> tuple[Array, tuple[Parts, Array]]:
+    return conv3x3(parts, kernel, bias), (parts, kernel)
 
 
-def _conv3x3_bwd(residuals: Residuals, g: Array) -> Residuals:
-    return lax.platform_dependent(*residuals, g, cpu=_gradients_cpu, default=_gradients)
+def _conv3x3_bwd(residuals: tuple[Parts, Array], g: Array) -> tuple[Parts, Array, Array]:
+    gradients = lax.platform_dependent(*residuals, g, cpu=_gradients_cpu, cuda=_gradients_cuda, default=_gradients)
+    return *gradients, lax.reduce_sum(g, (0, 1, 2))
 
 
 conv3x3.defvjp(_conv3x3_fwd, _conv3x3_bwd)
 
 
-def _forward(parts: tuple[Array, ...], kernel: Array) -> Array:
-    return _conv(jnp.concatenate(parts, axis=-1), kernel)
+def _forward(parts: Parts, kernel: Array, bias: Array) -> Array:
+    return _conv(jnp.concatenate(parts, axis=-1), kernel) + bias
 
 
-def _gradients(parts: tuple[Array, ...], kernel: Array, g: Array) -> Residuals:
-    return jax.vjp(_forward, parts, kernel)[1](g)
+def _gradients(parts: Parts, kernel: Array, g: Array) -> tuple[Parts, Array]:
+    return jax.vjp(lambda parts, kernel: _conv(jnp.concatenate(parts, axis=-1), kernel), parts, kernel)[1](g)
 
 
-def _forward_cpu(parts: tuple[Array, ...], kernel: Array) -> Array:
+def _forward_cuda(parts: Parts, kernel: Array, bias: Array) -> Array:
+    """Where the result has few channels, several neighbours of a row are computed as one pixel of more channels.
+
+    cuDNN's tiles are made for 64 channels and more: on an H200, 16 took three times as long as 4 x 16, though most of
+    the kernel is zeros then. In memory, nothing moves.
+    """
+    pixels = _neighbours_at_once(parts, kernel)
+    wide = _conv(_grouped(parts, pixels), _kernel_of_groups(kernel, parts, pixels)) + jnp.tile(bias, pixels)
+    return wide.reshape(*parts[0].shape[:3], -1)
+
+
+def _gradients_cuda(parts: Parts, kernel: Array, g: Array) -> tuple[Parts, Array]:
+    pixels = _neighbours_at_once(parts, kernel)
+    (g,) = _groups((g,), pixels)
+    slopes = jax.vjp(lambda parts: _conv(_grouped(parts, pixels), _kernel_of_groups(kernel, parts, pixels)), parts)[1]
+    # As if `g` were convolved, with the kernel turned. cuDNN's result then has the last axis where parameters have it,
+    # and the optimizer reads it as it lies; otherwise it transposes 31 million numbers, and copies what it updates.
+    turned = _kernel_gradient(g, _grouped(parts, pixels))
+    narrow = jax.linear_transpose(lambda kernel: _kernel_of_groups(kernel, parts, pixels), kernel)
+    return *slopes(g), *narrow(turned[::-1, ::-1].swapaxes(2, 3))
+
+
+def _neighbours_at_once(parts: Parts, kernel: Array) -> int:
+    pixels = max(1, GPU // kernel.shape[-1])
+    return pixels if parts[0].shape[2] % pixels == 0 else 1
+
+
+def _groups(parts: Parts, pixels: int) -> list[Array]:
+    """`[B, H, W, C_i]` as `[B, H, W / pixels, pixels * C_i]`."""
+    return [part.reshape(*part.shape[:2], part.shape[2] // pixels, -1) for part in parts]
+
+
+def _grouped(parts: Parts, pixels: int) -> Array:
+    return jnp.concatenate(_groups(parts, pixels), axis=-1)
+
+
+def _kernel_of_groups(kernel: Array, parts: Parts, pixels: int) -> Array:
+    """`[3, 3, C, D]` to `[3, 3, pixels * C, pixels * D]`: the kernel once for each pixel of a group, zero elsewhere."""
+    before = pixels - 1  # pixels of the group before, or of the one behind, that none of this group sees
+
+    def widen(rows: Array) -> Array:
+        ways = [jnp.pad(rows, ((0, 0), (before + j, 2 * before - j), (0, 0), (0, 0))) for j in range(pixels)]
+        return jnp.stack(ways, axis=3).reshape(3, 3, pixels * rows.shape[2], -1)
+
+    return jnp.concatenate([widen(rows) for rows in _split(kernel, parts, axis=2)], axis=2)
+
+
+def _forward_cpu(parts: Parts, kernel: Array, bias: Array) -> Array:
     if _is_large(kernel, parts):
-        return _part_cpu(jnp.concatenate(parts, axis=-1), kernel)
+        return _part_cpu(jnp.concatenate(parts, axis=-1), kernel) + bias
     first, *others = (_part_cpu(x, rows) for x, rows in zip(parts, _split(kernel, parts, axis=2), strict=True))
-    return sum(others, start=first)
+    return sum(others, start=first) + bias
 
 
-def _gradients_cpu(parts: tuple[Array, ...], kernel: Array, g: Array) -> Residuals:
+def _gradients_cpu(parts: Parts, kernel: Array, g: Array) -> tuple[Parts, Array]:
     if _is_large(kernel, parts):
         x = jnp.concatenate(parts, axis=-1)
         slopes = _split(_input_gradient_cpu(x, kernel, g), parts, axis=3)
@@ -235,8 +288,9 @@ def relu(x: Array, keep: Array | None = None, scale: float = 1.0) -> Array:
     Where the result is positive, the input was, and was kept: the backward pass needs nothing but the result, which the
     next convolution keeps anyway. `jax.nn.relu` and dropout on their own keep two inputs and a mask more.
     """
-    # In place of jnp.maximum: XLA would compute that a second time in the backward pass, and keep `x` for it too.
-    y = jnp.where(x < 0, 0, x) * scale
+    # A convolution of cuDNN's can end with this maximum, and with no other form of it. On a CPU, XLA would compute a
+    # maximum a second time in the backward pass, and keep `x` for it too.
+    y = lax.platform_dependent(x, cuda=lambda x: jnp.maximum(x, 0), default=lambda x: jnp.where(x < 0, 0, x)) * scale
     return y if keep is None else jnp.where(keep, y, 0)
 
 
@@ -309,11 +363,41 @@ def max_pool(x: Array) -> Array:
     Where values tie, the whole gradient goes to the first pixel of the window in row-major order, as in TensorFlow and
     `flax.linen.max_pool`. Ties are the common case, because the background of an MRI slice is constant.
     """
-    top = _first_max(x[:, 0::2, 0::2], x[:, 0::2, 1::2])
-    bottom = _first_max(x[:, 1::2, 0::2], x[:, 1::2, 1::2])
-    return _first_max(top, bottom)
+    return lax.platform_dependent(x, cuda=_max_pool_cuda, default=_max_pool)
 
 
-def _first_max(a: Array, b: Array) -> Array:
+def _max_pool(x: Array) -> Array:
+    return _max_and_place(x)[0]
+
+
+def _max_and_place(x: Array) -> tuple[Array, Array]:
+    """The maximum and which of the four pixels it is, 0 to 3."""
+    rows = [[x[:, i::2, j::2] for j in range(2)] for i in range(2)]
+    (top, right), (bottom, low_right) = (_first_max(*row) for row in rows)
+    largest, low = _first_max(top, bottom)
+    return largest, jnp.where(low, 2 + low_right.astype(jnp.uint8), right.astype(jnp.uint8))
+
+
+def _first_max(a: Array, b: Array) -> tuple[Array, Array]:
     # jnp.maximum would split the gradient of a tie; a comparison alone would lose a NaN in `a`.
-    return jnp.where((a >= b) | jnp.isnan(a), a, b)
+    first = (a >= b) | jnp.isnan(a)
+    return jnp.where(first, a, b), ~first
+
+
+@jax.custom_vjp
+def _max_pool_cuda(x: Array) -> Array:
+    """Its gradient is written at once, at the place that the forward pass keeps in a byte for each window.
+
+    XLA's sum of four arrays with gaps, one for each pixel of a window, takes twice as long.
+    """
+    return _max_pool(x)
+
+
+def _max_pool_cuda_bwd(place: Array, g: Array) -> tuple[Array]:
+    b, h, w, c = g.shape
+    places = jnp.arange(4, dtype=jnp.uint8).reshape(2, 1, 2, 1)
+    spread = jnp.where(place[:, :, None, :, None] == places, g[:, :, None, :, None], 0)
+    return (spread.reshape(b, 2 * h, 2 * w, c),)
+
+
+_max_pool_cuda.defvjp(_max_and_place, _max_pool_cuda_bwd)

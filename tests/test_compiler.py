@@ -13,6 +13,7 @@ from jaxunet.step import compile_eval_step, compile_predict_step, compile_train_
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(2, 32, 32, 32)).astype(np.float32)
 KERNEL = RNG.normal(size=(3, 3, 32, 32)).astype(np.float32)
+BIAS = RNG.normal(size=32).astype(np.float32)
 
 
 @pytest.fixture(autouse=True)
@@ -32,12 +33,12 @@ def offloaded(program: jax.stages.Wrapped, *args: object) -> tuple[int, int]:
 
 
 def test_convolutions_stay_out_of_ynnpack_and_products_do_not():
-    if offloaded(jax.jit(layers.conv3x3), (IMAGES,), KERNEL)[0] == 0:
+    if offloaded(jax.jit(layers.conv3x3), (IMAGES,), KERNEL, BIAS)[0] == 0:
         pytest.skip("this XLA hands no convolution to YNNPACK on this processor, whatever it is told")
     options = compiler.compiler_options("cpu")
     assert options is not None
     convolve = jax.jit(layers.conv3x3, compiler_options=options)
-    assert offloaded(convolve, (IMAGES,), KERNEL)[0] == 0
+    assert offloaded(convolve, (IMAGES,), KERNEL, BIAS)[0] == 0
     for function in (lambda x: x.reshape(-1, 32) @ KERNEL[0, 0], lambda x: (x * x).sum((1, 2))):
         assert offloaded(jax.jit(function, compiler_options=options), IMAGES) == offloaded(jax.jit(function), IMAGES)
 
@@ -58,8 +59,8 @@ def test_every_compiled_step_is_given_the_options(monkeypatch):
 
 def test_values_are_the_same():
     options = compiler.compiler_options("cpu")
-    with_options = jax.jit(layers.conv3x3, compiler_options=options)((IMAGES,), KERNEL)
-    np.testing.assert_allclose(with_options, jax.jit(layers.conv3x3)((IMAGES,), KERNEL), rtol=1e-5, atol=1e-4)
+    with_options = jax.jit(layers.conv3x3, compiler_options=options)((IMAGES,), KERNEL, BIAS)
+    np.testing.assert_allclose(with_options, jax.jit(layers.conv3x3)((IMAGES,), KERNEL, BIAS), rtol=1e-5, atol=1e-4)
 
 
 def test_other_devices_get_no_options():

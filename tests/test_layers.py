@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
+from jaxunet import UNet
 from jaxunet.layers import Conv1x1, Conv3x3, ReluDropout, UpConv, conv3x3, max_pool, relu
 
 SHAPES = [(1, 3, 5, 4), (2, 8, 6, 1)]
@@ -20,6 +22,10 @@ def draw(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 
 def up_params(channels: int, features: int) -> dict[str, np.ndarray]:
     return {"kernel": draw((2, 2, channels, features), seed=1), "bias": draw((features,), seed=2)}
+
+
+def without_bias(parts, kernel):
+    return conv3x3(parts, kernel, jnp.zeros(kernel.shape[-1], kernel.dtype))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -167,16 +173,16 @@ def test_convolution_and_relu_have_second_derivatives(shape, parts):
         x = jnp.concatenate(images, axis=-1)
         return nn.Conv(shape[3], (3, 3), use_bias=False).apply({"params": {"kernel": k}}, x)
 
-    ours, expected = slope(conv3x3, relu), slope(plain, nn.relu)
+    ours, expected = slope(without_bias, relu), slope(plain, nn.relu)
     np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-4 * abs(expected).max())
 
 
 def test_convolution_in_float64_is_not_rounded():
     with jax.enable_x64(True):
         x, kernel = draw((1, 16, 6, 16)).astype(np.float64), draw((3, 3, 16, 16), seed=1).astype(np.float64)
-        slope = jax.grad(lambda k: jnp.sum(conv3x3((x,), k) ** 2))(kernel)
+        slope = jax.grad(lambda k: jnp.sum(without_bias((x,), k) ** 2))(kernel)
         across = draw(kernel.shape, seed=2).astype(np.float64)
-        two, one = (float(jnp.sum(conv3x3((x,), kernel + t * across) ** 2)) for t in (1, -1))
+        two, one = (float(jnp.sum(without_bias((x,), kernel + t * across) ** 2)) for t in (1, -1))
         assert float((slope * across).sum()) == pytest.approx((two - one) / 2, rel=1e-12)  # a parabola
 
 
@@ -250,8 +256,8 @@ def test_dropout_is_left_out_where_it_is_told_so_or_has_no_rate():
 def test_gradients_in_bfloat16_are_rounded_once():
     x, g = (jnp.asarray(draw((2, 64, 8, 16), seed=seed), jnp.bfloat16) for seed in (0, 1))  # eight strips
     kernel = jnp.zeros((3, 3, 16, 16), jnp.bfloat16)
-    found = jax.vjp(lambda k: conv3x3((x,), k), kernel)[1](g)[0]
-    exact = jax.vjp(lambda k: conv3x3((x.astype(jnp.float32),), k), kernel.astype(jnp.float32))[1](
+    found = jax.vjp(lambda k: without_bias((x,), k), kernel)[1](g)[0]
+    exact = jax.vjp(lambda k: without_bias((x.astype(jnp.float32),), k), kernel.astype(jnp.float32))[1](
         g.astype(jnp.float32)
     )[0]
     np.testing.assert_allclose(found.astype(jnp.float32), exact, rtol=2**-8, atol=1e-3)
@@ -261,3 +267,59 @@ def test_a_rate_close_to_one_still_keeps_something():
     x = jnp.ones((1, 64, 64, 64))
     out = ReluDropout(1 - 1e-6, deterministic=False).apply({}, x, rngs={"dropout": jax.random.key(0)})
     assert np.isfinite(out).all()
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """Takes the forms that are made for NVIDIA GPUs, on whatever device there is."""
+    chosen = lambda *args, cuda=None, default, cpu=None: (cuda or default)(*args)  # noqa: E731
+    monkeypatch.setattr(lax, "platform_dependent", chosen)
+
+
+@pytest.mark.parametrize(
+    ("parts", "channels", "features"), [(1, 3, 16), (2, 16, 16), (1, 16, 32), (2, 32, 32), (1, 8, 80)]
+)
+@pytest.mark.parametrize("width", [8, 6])  # of which four neighbours at once are two groups and not a whole number
+def test_forms_for_gpus_are_flax_conv_in_value_and_gradient(cuda, parts, channels, features, width):
+    images = tuple(draw((2, 6, width, channels), seed=i) for i in range(parts))
+    kernel, bias = draw((3, 3, parts * channels, features), seed=8), draw((features,), seed=9)
+    g = draw((2, 6, width, features), seed=10)
+
+    def plain(images, kernel, bias):
+        x = jnp.concatenate(images, axis=-1)
+        return nn.Conv(features, (3, 3)).apply({"params": {"kernel": kernel, "bias": bias}}, x)
+
+    ours, expected = (
+        (value, slopes(g)) for value, slopes in (jax.vjp(conv, images, kernel, bias) for conv in (conv3x3, plain))
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * abs(b).max()), ours, expected)
+
+
+@pytest.mark.parametrize("values", ["random", "few levels", "constant"])
+def test_max_pool_for_gpus_gives_each_gradient_to_the_same_pixel(values, monkeypatch):
+    x = draw((2, 6, 8, 5))
+    x = {"random": x, "few levels": np.round(x), "constant": np.zeros_like(x)}[values]
+    x[0, 0, 0, 0] = np.nan
+    g = draw((2, 3, 4, 5), seed=1)
+    expected = (max_pool(x), jax.vjp(max_pool, x)[1](g)[0])
+    monkeypatch.setattr(lax, "platform_dependent", lambda x, *, cuda, default: cuda(x))
+    found = (max_pool(x), jax.vjp(max_pool, x)[1](g)[0])
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_a_network_of_forms_for_gpus_learns_the_same(monkeypatch):
+    model = UNet(base_filters=16, num_layers=1, dropout_rate=0.1)
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)
+    params = model.init(jax.random.key(0), images)["params"]
+
+    def energy(params):
+        logits = model.apply({"params": params}, images, train=True, rngs={"dropout": jax.random.key(1)})
+        return jnp.mean(logits**2)
+
+    def with_forms_for(platform):
+        take = lambda *args, default, **forms: forms.get(platform, default)(*args)  # noqa: E731
+        monkeypatch.setattr(lax, "platform_dependent", take)
+        return jax.jit(lambda params: jax.value_and_grad(energy)(params))(params)
+
+    expected, found = with_forms_for("tpu"), with_forms_for("cuda")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * abs(b).max()), found, expected)

@@ -66,13 +66,14 @@ class Compiled:
         return {"bytes": sum(parts.values()), **parts}
 
     def flops(self) -> float:
-        """Floating-point operations of a step, by XLA's own count of the program before optimisation."""
-        return self.step.lower(self.state, *self.inputs).cost_analysis()["flops"]  # type: ignore[attr-defined]
+        """Floating-point operations of a step, by XLA's own count of the program before optimisation, as on a CPU."""
+        lowered = self.step.trace(self.state, *self.inputs).lower(lowering_platforms=("cpu",))  # type: ignore[attr-defined]
+        return (lowered.cost_analysis() or {}).get("flops", 0.0)
 
     def bytes_accessed(self) -> float:
         """Bytes that the operations of the optimised program read and write, by XLA's own count."""
         costs = self.step.lower(self.state, *self.inputs).compile().cost_analysis()  # type: ignore[attr-defined]
-        return costs.get("bytes accessed", 0.0)
+        return (costs or {}).get("bytes accessed", 0.0)
 
     def hlo(self) -> str:
         """The optimised program as text."""

@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from experiments.bench.workers import Worker
 from experiments.bench.workload import Workload
 
@@ -27,19 +29,18 @@ TARGETS = {"jax": ("experiments.bench.machine:jax", "jax"), "torch": ("experimen
 """Who measures, and what must be installed; the faster one is the machine's peak."""
 
 
-def inspect(dtypes: Sequence[str], workloads: Sequence[Workload], *, seconds: float = 1.0) -> dict[str, Any]:
+def inspect(dtypes: Sequence[str], *, seconds: float = 1.0) -> dict[str, Any]:
     """Measures the machine with whatever is installed.
 
     Args:
       dtypes: number formats of the matrix product.
-      workloads: whose floating-point operations are counted, in plain Flax, by XLA.
       seconds: duration of a measurement.
 
     Returns:
       `{"platform", "device", "version", "processor", "peaks": {"matmul_<dtype>": flop/s, "copy": bytes/s, read and
-      write}, "flops": {task: {loss: {batch: count}}}}`.
+      write}}`.
     """
-    found: dict[str, Any] = {"peaks": {}, "flops": {}}
+    found: dict[str, Any] = {"peaks": {}}
     for name, (target, package) in TARGETS.items():
         if importlib.util.find_spec(package) is None:
             continue
@@ -49,10 +50,13 @@ def inspect(dtypes: Sequence[str], workloads: Sequence[Workload], *, seconds: fl
             found["peaks"] = {kind: max(value, found["peaks"].get(kind, 0)) for kind, value in rates.items()}
             if name == "jax":
                 found |= worker.call("describe")
-                for work in workloads:
-                    counts = found["flops"].setdefault(work.task, {}).setdefault(work.loss, {})
-                    counts[work.batch] = worker.call("flops", **dataclasses.asdict(work))
     return found
+
+
+def count_operations(workloads: Sequence[Workload]) -> dict[Workload, float]:
+    """Floating-point operations of workloads in plain Flax by XLA's count, which it makes on CPUs only."""
+    with Worker("counting operations", TARGETS["jax"][0], {}, environment={"JAX_PLATFORMS": "cpu"}) as worker:
+        return {work: worker.call("flops", **dataclasses.asdict(work)) for work in workloads}
 
 
 def rate(run: Callable[[], object], amount: float, seconds: float) -> float:
@@ -79,6 +83,11 @@ def matmul_rate(platform: str, prepare: Callable[[int], Callable[[], object]], s
     return max(best, rate(run, amount, seconds))
 
 
+def noise(side: int) -> np.ndarray:
+    """A random matrix whose powers keep their size, float32: GPUs multiply constant ones faster, on less power."""
+    return np.random.default_rng(0).standard_normal((side, side), np.float32) * np.float32(side**-0.5)
+
+
 def processor() -> str:
     """The processor's name and the number of processors that this process may use."""
     names = []
@@ -93,7 +102,6 @@ def jax() -> dict[str, Callable[..., Any]]:
     """Peaks through XLA, on CPUs through NumPy's BLAS as well; and the floating-point operations of a workload."""
     import jax
     import jax.numpy as jnp
-    import numpy as np
 
     from experiments.bench import jax_programs
 
@@ -101,7 +109,7 @@ def jax() -> dict[str, Callable[..., Any]]:
     count = COPY[platform] // 4
 
     def multiply(side: int, dtype: str) -> Callable[[], object]:
-        matrix = jnp.full((side, side), 1 / side, dtype)
+        matrix = jnp.asarray(noise(side), dtype)
         product = jax.jit(lambda a, b: (a @ b).astype(dtype))
 
         def run() -> None:
@@ -113,7 +121,7 @@ def jax() -> dict[str, Callable[..., Any]]:
         return run
 
     def multiply_by_blas(side: int) -> Callable[[], object]:
-        matrix, out = np.full((side, side), 1 / side, np.float32), np.empty((side, side), np.float32)
+        matrix, out = noise(side), np.empty((side, side), np.float32)
         return lambda: np.matmul(matrix, matrix, out=out)
 
     def matmul(dtype: str, seconds: float) -> float:
@@ -153,7 +161,7 @@ def torch() -> dict[str, Callable[..., Any]]:
         return (lambda: (run(), torch.cuda.synchronize())) if gpu else run
 
     def multiply(side: int, dtype: str) -> Callable[[], object]:
-        matrix = torch.full((side, side), 1 / side, dtype=getattr(torch, dtype), device=on)
+        matrix = torch.from_numpy(noise(side)).to(on, getattr(torch, dtype))
         out = torch.empty_like(matrix)
         return waiting(lambda: [torch.matmul(matrix, matrix, out=out) for _ in range(CHAIN[platform])])
 

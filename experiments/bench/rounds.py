@@ -2,7 +2,11 @@
 
 import dataclasses
 import math
+import os
+import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from typing import Any
 
 from experiments.bench.contenders import CONTENDERS, baseline
@@ -11,6 +15,9 @@ from experiments.bench.workload import Workload, parameter_count
 
 TOLERANCE = {"float32": 1e-4, "reduced": 2e-2}
 """Largest relative difference of the loss: float32 on a CPU, and bfloat16 or TF32."""
+
+PROCESSORS = 3
+"""Processors for each process that compiles, where many do so at once."""
 
 WARM_UP = 2
 """Steps after the first, which compiles, that are not counted."""
@@ -32,6 +39,7 @@ class Seat:
       environment: variables of its process.
       resident: whether the process stays between turns; otherwise every turn starts anew.
       least_seconds: duration of a turn.
+      patience: seconds that an answer may take.
       seconds: a step of each round.
       facts: what was learned at the first start and after the first turn.
       failure: why it has left, if it has.
@@ -42,12 +50,20 @@ class Seat:
     environment: Mapping[str, str]
     resident: bool
     least_seconds: float
+    patience: float
     seconds: list[float] = dataclasses.field(default_factory=list)
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
     failure: str = ""
     idle_cpu_seconds: float = 0.0
     _worker: Worker | None = None
     _steps: int = 1
+    _prepared: float = 0.0
+    _warm: bool = False
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether the process has made its first steps."""
+        return self._warm
 
     def guard(self, action: Callable[[], None]) -> None:
         """Does something with the process; a failure ends the contender's part and is kept for the report."""
@@ -59,29 +75,47 @@ class Seat:
             self.failure = str(error)
             self.close()
 
-    def start(self) -> None:
-        """Starts the process and warms it up; the first time, its parameters are counted and its loss is taken."""
+    def build(self) -> None:
+        """Starts the process."""
         contender = CONTENDERS[self.name]
-        worker = self._worker = Worker(
+        self._worker = Worker(
             contender.label,
             f"experiments.bench.{contender.target}",
             contender.arguments(self.work),
             environment=self.environment,
+            patience=self.patience,
         )
+
+    def prepare(self, limit: float) -> None:
+        """Starts the process and lets it compile what it can without measuring the device, until a moment at most."""
+        patience, self.patience = self.patience, max(limit - time.monotonic(), 0.001)
+        self.build()
+        assert self._worker is not None
+        self._worker.call("prepare")
+        self._prepared = self._worker.seconds
+        self.patience = self._worker.patience = patience
+
+    def start(self) -> None:
+        """Warms the process up; the first time, its parameters are counted and its loss is taken."""
+        if self._worker is None:
+            self.build()
+        worker = self._worker
+        assert worker is not None
         first = not self.facts
         if first:
             self.facts = {**worker.call("describe"), "value": worker.call("value")}
             self._check_parameters()
         losses = [worker.call("run", steps=1)]
-        first_seconds = worker.seconds
+        first_seconds = self._prepared + worker.seconds
         losses += [worker.call("run", steps=1) for _ in range(WARM_UP)]
         self._steps = max(1, math.ceil(self.least_seconds / max(worker.seconds, 1e-6)))
+        self._warm = True
         if first:
             self.facts |= {"first_step_seconds": first_seconds, "losses": losses}
 
     def turn(self) -> None:
         """Makes the steps of a round."""
-        if self._worker is None:
+        if not self._warm:
             self.start()
         worker = self._worker
         assert worker is not None
@@ -98,7 +132,7 @@ class Seat:
             self.facts["memory"] = self._worker.call("memory")
             self.facts["process_peak_bytes"] = self._worker.call("process_peak_bytes")
             if self.name.startswith(("jaxunet", "flax")):
-                self.facts |= {count: self._worker.call(count) for count in ("flops", "bytes_accessed")}
+                self.facts["bytes_accessed"] = self._worker.call("bytes_accessed")
         self.close()
 
     def close(self) -> None:
@@ -106,7 +140,7 @@ class Seat:
         if self._worker:
             self.idle_cpu_seconds += self._worker.idle_cpu_seconds
             self._worker.close()
-            self._worker = None
+            self._worker, self._warm = None, False
 
     def _check_parameters(self) -> None:
         expected, found = parameter_count(self.work), self.facts["parameters"]
@@ -114,20 +148,47 @@ class Seat:
             raise ValueMismatchError(f"{self.name} has {found} parameters, the network has {expected}")
 
 
-def compete(seats: Sequence[Seat], rounds: int, advance: Callable[[], None]) -> None:
+def start_together(seats: Sequence[Seat], patience: float) -> None:
+    """Starts many processes and compiles in them at the same time; one at a time then makes its first steps.
+
+    What a framework tries out on the device to choose an algorithm, it tries in those first steps.
+
+    Args:
+      seats: the contenders; those that take part without compiling anything ahead begin.
+      patience: seconds after which those that have not compiled are left out.
+    """
+    limit = time.monotonic() + patience
+    at_once = max(2, (os.cpu_count() or 1) // PROCESSORS)
+    order = sorted(seats, key=lambda seat: CONTENDERS[seat.name].compiled)
+    with ThreadPoolExecutor(at_once) as pool:
+        prepared = {pool.submit(seat.guard, partial(seat.prepare, limit)): seat for seat in order}
+        for done in as_completed(prepared):
+            done.result()
+            prepared[done].guard(prepared[done].start)
+
+
+def part(seats: Sequence[Seat]) -> None:
+    """Asks all for their last facts and ends their processes, together: nothing is timed any more."""
+    with ThreadPoolExecutor(len(seats) or 1) as pool:
+        list(pool.map(lambda seat: seat.guard(seat.leave), seats))
+
+
+def compete(seats: Sequence[Seat], rounds: int, advance: Callable[[], None], *, stay: bool = False) -> None:
     """Lets the seats take turns, beginning with another one each round; one process works at a time.
 
     Args:
       seats: the contenders; those that fail keep the reason in `failure`.
       rounds: turns of each.
       advance: called after every turn.
+      stay: leave the processes there, for `part`.
 
     Raises:
       ValueMismatchError: parameters or losses differ, so that times cannot be compared.
     """
     try:
         for seat in seats:
-            seat.guard(seat.start if seat.resident else seat.turn)
+            if not seat.is_warm:
+                seat.guard(seat.start if seat.resident else seat.turn)
             advance()
         check_values(seats)
         for number in range(0 if seats and seats[0].resident else 1, rounds):
@@ -135,10 +196,10 @@ def compete(seats: Sequence[Seat], rounds: int, advance: Callable[[], None]) -> 
             for seat in (*seats[first:], *seats[:first]):
                 seat.guard(seat.turn)
                 advance()
-        for seat in seats:
-            seat.guard(seat.leave)
+        if not stay:
+            part(seats)
     finally:
-        for seat in seats:
+        for seat in seats if not stay else ():
             seat.close()
 
 

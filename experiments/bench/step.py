@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,10 +45,18 @@ class Options(Network):
     """Least duration of a turn."""
     resident: bool = True
     """Keep all processes between turns. --no_resident starts each turn anew, where memory does not hold all of them."""
+    together: bool = False
+    """Start and compile contenders of all workloads at the same time, where a machine with many processors is at hand
+    for a short time. First steps then share the processors; turns are taken one at a time all the same."""
+    patience: float = 1800.0
+    """Seconds that a contender may take for an answer, and all of them to compile --together; who takes longer is left
+    out."""
     write_readme: bool = False
     """Replace the table between the marks in the file of --readme."""
     readme: str = "README.md"
     """The file whose table --write_readme replaces."""
+    place: str = "step"
+    """Which of its tables, by the name in the marks around it."""
 
     def problems(self) -> list[str]:
         """What is wrong with the values."""
@@ -58,6 +67,8 @@ class Options(Network):
             *check_names("loss", self.loss, LOSSES),
             *check_names("dtype", self.dtype, DTYPES),
             *check_names("only", self.only, list(CONTENDERS)),
+            *(["together: needs resident processes"] if self.together and not self.resident else []),
+            *([] if self.patience > 0 else [f"patience={self.patience:g}: must be more than 0 seconds"]),
         ]
 
     def workloads(self) -> Iterator[Workload]:
@@ -100,40 +111,45 @@ def measure(options: Options, console: "Console | None" = None) -> dict[str, Any
       ValueMismatchError: two contenders do not compute the same.
     """
     from experiments import report
-    from experiments.bench.machine import inspect
-    from experiments.bench.rounds import Seat, compete
+    from experiments.bench.machine import count_operations, inspect
+    from experiments.bench.rounds import compete, part, start_together
 
     workloads = list(options.workloads())
     start = time.perf_counter()
-    before = inspect(DTYPES, workloads, seconds=options.seconds)
+    before = inspect(DTYPES, seconds=options.seconds)
     present, absent = choose(options, before["platform"])
-    results: list[dict[str, Any]] = []
-    failed: dict[str, str] = {}
-    idle = 0.0
-    for work in workloads:
-        title = f"{describe(work)}, batch {work.batch}"
-        # Compiled programs are kept for the later turns of this workload only: the first step always compiles.
-        with tempfile.TemporaryDirectory() as cache:
-            caches = {"JAX_COMPILATION_CACHE_DIR": f"{cache}/xla", "TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor"}
-            seats = [Seat(name, work, caches, options.resident, options.seconds) for name in present]
-            turns = len(seats) * (options.rounds + options.resident)
-            with report.progress(title, turns, to=console) as advance:
-                compete(seats, options.rounds, advance)
-        results += [row(seat, seats) for seat in seats if not seat.failure]
-        failed |= {f"{seat.name}: {title}": seat.failure for seat in seats if seat.failure}
-        idle += sum(seat.idle_cpu_seconds for seat in seats)
-    after = inspect(DTYPES, [], seconds=options.seconds)
+    # Compiled programs are kept for the later turns of this run only: the first step always compiles.
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as aside:
+        counting = aside.submit(count_operations, workloads)
+        groups = [seats_of(work, present, options, f"{folder}/{number}") for number, work in enumerate(workloads)]
+        everyone = [seat for seats in groups for seat in seats]
+        try:
+            if options.together:
+                start_together(everyone, options.patience)
+            operations = counting.result()
+            for work, seats in zip(workloads, groups, strict=True):
+                turns = len(seats) * (options.rounds + options.resident)
+                with report.progress(f"{describe(work)}, batch {work.batch}", turns, to=console) as advance:
+                    compete(seats, options.rounds, advance, stay=options.together)
+            part(everyone)
+        finally:
+            for seat in everyone:
+                seat.close()
+    results = [row(seat, seats) for seats in groups for seat in seats if not seat.failure]
+    failed = {f"{seat.name}: {describe(seat.work)}, batch {seat.work.batch}": seat.failure for seat in everyone}
+    failed = {name: reason for name, reason in failed.items() if reason}
+    idle = sum(seat.idle_cpu_seconds for seat in everyone)
+    after = inspect(DTYPES, seconds=options.seconds)
     peaks = {kind: max(before["peaks"][kind], after["peaks"][kind]) for kind in before["peaks"]}
     for result in results:
-        flops = before["flops"][result["task"]][result["loss"]][result["batch"]]
-        result["network_flops"] = flops
+        flops = result["network_flops"] = operations[result.pop("work")]
         # a processor without the format computes in float32
         peak = max(peaks.get(f"matmul_{dtype}", 0) for dtype in ("float32", result["dtype"]))
         seconds = result["step_seconds"]["median"]
         result["matmul_share"] = flops / seconds / peak
         moved = result.get("bytes_accessed")  # which XLA counts, and the others do not
         result["copy_share"] = moved / seconds / peaks["copy"] if moved else None
-    machine = {key: value for key, value in before.items() if key not in ("flops", "peaks")}
+    machine = {key: value for key, value in before.items() if key != "peaks"}
     share = idle / (time.perf_counter() - start)
     return {
         "machine": machine,
@@ -143,6 +159,14 @@ def measure(options: Options, console: "Console | None" = None) -> dict[str, Any
         "failed": failed,
         "idle_cpu_share": share,
     }
+
+
+def seats_of(work: Workload, names: Sequence[str], options: Options, folder: str) -> list[Any]:
+    """A place for each contender in a workload; `folder` keeps what they compile."""
+    from experiments.bench.rounds import Seat
+
+    caches = {"JAX_COMPILATION_CACHE_DIR": f"{folder}/xla", "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor"}
+    return [Seat(name, work, caches, options.resident, options.seconds, options.patience) for name in names]
 
 
 def describe(work: Workload) -> str:
@@ -160,6 +184,7 @@ def row(seat: Any, seats: Sequence[Any]) -> dict[str, Any]:
     summary = summarise(seat.seconds)
     memory = seat.facts["memory"]
     return {
+        "work": work,
         "contender": seat.name,
         "label": contender.label,
         "dtype": contender.dtype,
@@ -183,12 +208,12 @@ def main(argv: Sequence[str]) -> int:
 
     results.check_new(options.json)
     if options.write_readme:
-        results.read_marked(Path(options.readme), "step")
+        results.read_marked(Path(options.readme), options.place)
     content = measure(options)
     results.write_json(options.json, "step", dataclasses.asdict(options), content)
     step_report.show(content, options)
     if options.write_readme:
-        results.write_marked(Path(options.readme), "step", step_report.to_markdown(content, options))
+        results.write_marked(Path(options.readme), options.place, step_report.to_markdown(content, options))
         sys.stdout.write(f"table: {options.readme}\n")
     if options.json:
         sys.stdout.write(f"figures: {options.json}\n")

@@ -83,7 +83,19 @@ def functions(
         return float(loss(logits, masks) if work.task == "train" else logits.sigmoid().mean())
 
     run = train if work.task == "train" else predict
+
+    def prepare() -> None:
+        """Compiles; cuDNN's choice of algorithms, which times them, is left to the first step, and so is the update."""
+        torch.backends.cudnn.benchmark = False
+        if work.task == "train":
+            network.train()
+            objective().backward()
+        else:
+            predict(1)
+        torch.backends.cudnn.benchmark = True
+
     return {
+        "prepare": prepare,
         "describe": lambda: {
             "platform": "gpu" if on.type == "cuda" else "cpu",
             "device": torch.cuda.get_device_name() if on.type == "cuda" else f"{torch.get_num_threads()} threads",

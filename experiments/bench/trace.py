@@ -6,6 +6,7 @@ operands and result, once each, at the measured copy bandwidth.
 
 import collections
 import dataclasses
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -65,8 +66,11 @@ def measure(options: Options) -> dict[str, Any]:
 
     network = {name: getattr(options, name) for name in ("size", "base_filters", "num_layers", "dropout_rate")}
     work = Workload(task=options.task, loss=options.loss, batch=options.batch, dtype=options.dtype, **network)
-    machine = inspect(("float32", options.dtype), [])
-    with Worker("jaxunet", "experiments.bench.trace:program", dataclasses.asdict(work)) as worker:
+    machine = inspect(("float32", options.dtype))
+    # Kernels that a GPU is given in one graph have no names in a profile: here each is launched on its own.
+    flags = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_enable_command_buffer="}
+    program = ("jaxunet", "experiments.bench.trace:program", dataclasses.asdict(work))
+    with Worker(*program, environment=flags) as worker:
         for _ in range(3):
             worker.call("run", steps=1)
         worker.call("run", steps=options.steps)

@@ -57,6 +57,7 @@ def main() -> None:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         module, _, name = sys.argv[1].partition(":")
         built: dict[str, Callable[..., Any]] = {
+            "prepare": lambda: None,
             "process_peak_bytes": process_peak_bytes,
             "resident_bytes": resident_bytes,
         }

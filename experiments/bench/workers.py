@@ -9,6 +9,8 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,19 +36,28 @@ class Worker:
       target: `package.module:function`; the function returns functions by name.
       arguments: of that function, anything JSON can hold.
       environment: variables over those of this process.
+      patience: seconds that an answer may take; None: any.
 
     Attributes:
       seconds: duration of the last call.
       idle_cpu_seconds: processor time the process has used between calls, when it should have been idle.
+      patience: as given.
 
     Raises:
       WorkerError: it cannot be built.
     """
 
     def __init__(
-        self, name: str, target: str, arguments: Mapping[str, Any], *, environment: Mapping[str, str] | None = None
+        self,
+        name: str,
+        target: str,
+        arguments: Mapping[str, Any],
+        *,
+        environment: Mapping[str, str] | None = None,
+        patience: float | None = None,
     ) -> None:
         self.name, self.seconds, self.idle_cpu_seconds = name, 0.0, 0.0
+        self.patience = patience
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         self._process = subprocess.Popen(
             [sys.executable, "-m", "experiments.bench.worker", target],
@@ -66,17 +77,24 @@ class Worker:
         """Calls one of the functions and returns its result.
 
         Raises:
-          WorkerError: it raised, or the process died.
+          WorkerError: it raised, the process died, or it had to be ended because the answer took too long.
         """
         process = self._process
         assert process.stdin is not None and process.stdout is not None
-        line = ""
+        line, start = "", time.monotonic()
+        limit = threading.Timer(self.patience or threading.TIMEOUT_MAX, process.kill)
+        limit.daemon = True
+        limit.start()
         try:
             process.stdin.write(json.dumps({"call": function, "arguments": arguments}) + "\n")
             process.stdin.flush()
             line = process.stdout.readline()
         except BrokenPipeError:
             pass  # the process has died, and the empty answer says so
+        finally:
+            limit.cancel()
+        if not line and self.patience and time.monotonic() - start >= self.patience:
+            raise WorkerError(f"{self.name} gave no answer to {function} in {self.patience:g} s, and was ended")
         if not line:
             raise WorkerError(f"{self.name} died with code {process.wait()} in {function}: {self._last_words()}")
         answer = json.loads(line)
