@@ -139,6 +139,8 @@ def _grouped(parts: Parts, pixels: int) -> Array:
 
 def _kernel_of_groups(kernel: Array, parts: Parts, pixels: int) -> Array:
     """`[3, 3, C, D]` to `[3, 3, pixels * C, pixels * D]`: the kernel once for each pixel of a group, zero elsewhere."""
+    if pixels == 1:
+        return kernel
     before = pixels - 1  # pixels of the group before, or of the one behind, that none of this group sees
 
     def widen(rows: Array) -> Array:

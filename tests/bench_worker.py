@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 
 
 def simple(**arguments):
@@ -12,6 +13,7 @@ def simple(**arguments):
         "echo": lambda value: [value, arguments],
         "fail": fail,
         "die": lambda: os._exit(7),
+        "hang": lambda: time.sleep(100),
         "print": lambda: print("noise"),
         "environment": lambda: os.environ["TOLD"],
     }

@@ -17,7 +17,7 @@ from programs import environment
 from experiments import allocator
 from experiments.bench import contenders, forms, losses, machine, results, rounds, scaling, steady, step, trace, worker
 from experiments.bench.__main__ import COMMANDS, main
-from experiments.bench.rounds import Seat, ValueMismatchError, check_values
+from experiments.bench.rounds import Seat, ValueMismatchError, check_values, compete, part, start_together
 from experiments.bench.workers import Worker, WorkerError
 from experiments.bench.workload import Workload, images_and_masks, layer_shapes, parameter_count
 from experiments.cli import run_program
@@ -164,7 +164,7 @@ def test_a_contender_is_compared_with_ours_in_its_own_number_format_where_that_t
 
 def seat(name, value, found=(1.0, 0.9, 0.8), dropout_rate=0.0):
     facts = {"value": value, "losses": list(found), "platform": "cpu", "parameters": 1}
-    return Seat(name, Workload(dropout_rate=dropout_rate), {}, True, 1.0, facts=facts)
+    return Seat(name, Workload(dropout_rate=dropout_rate), {}, True, 1.0, 60.0, facts=facts)
 
 
 def test_times_of_programs_that_find_other_losses_are_never_compared():
@@ -197,6 +197,28 @@ def test_a_worker_answers_however_much_it_prints_and_says_why_it_fails(monkeypat
             process.call("die")
     with pytest.raises(WorkerError, match="failed in build: AttributeError"):
         Worker("another", "bench_worker:unknown", {})
+
+
+def test_a_worker_that_takes_too_long_is_ended(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests"), str(ROOT)]))
+    with Worker("a slow one", "bench_worker:simple", {}, patience=5) as process:
+        process.call("echo", value=1)
+        with pytest.raises(WorkerError, match="a slow one gave no answer to hang in 5 s, and was ended"):
+            process.call("hang")
+
+
+def test_contenders_that_start_together_take_turns_and_one_that_compiles_too_long_is_left_out(tmp_path):
+    work = Workload(task="predict", size=16, base_filters=2, num_layers=1, batch=1)
+    caches = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
+    late, *others = (Seat(name, work, caches, True, 0.01, 60.0) for name in ("jaxunet", "jaxunet", "flax"))
+    start_together([late], 0.1)
+    assert "gave no answer to build" in late.failure
+    start_together(others, 60.0)
+    assert all(seat.is_warm for seat in others)
+    compete([late, *others], 3, lambda: None, stay=True)
+    part([late, *others])
+    assert [len(seat.seconds) for seat in (late, *others)] == [0, 3, 3]
+    assert all(seat.facts["memory"]["bytes"] > 0 for seat in others)
 
 
 def test_processor_time_of_a_waiting_process_is_counted(monkeypatch):

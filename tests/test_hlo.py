@@ -155,3 +155,11 @@ def test_a_kernel_of_a_gpu_is_not_counted_again_on_xla_s_own_line():
     found = read_events([plane(**{"Stream #13(Compute)": [kernel], "XLA Ops": [copy]})], "jit_step")
     assert found == [Event("conv.1", 5, 25)]
     np.testing.assert_equal(divide(found)["conv.1"], 20)
+
+
+def test_what_a_loop_repeats_is_not_in_the_entry():
+    program = jax.jit(lambda x: jax.lax.fori_loop(0, 3, lambda _, x: jnp.sin(x), x))
+    module = Module(program.lower(jnp.ones((8, 8))).compile().as_text())
+    names = {instruction.opcode: instruction.name for instruction in module}
+    assert names["while"] in module.entry
+    assert names["sine"] not in module.entry

@@ -64,17 +64,21 @@ class Module:
     Attributes:
       name: as profiles call it, `jit_train_step`.
       computations: instructions by name, by computation, in their order; a compiled program's is its schedule.
+      entry: the instructions of the computation that calls the others, which run once.
     """
 
     def __init__(self, text: str) -> None:
         first = re.match(r"HloModule ([\w.\-]+)", text)
         self.name = first.group(1) if first else ""
         self.computations: dict[str, dict[str, Instruction]] = {}
+        self.entry: dict[str, Instruction] = {}
         current: dict[str, Instruction] = {}
         for line in text.splitlines():
             header = re.match(r"(?:ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .*)?\{$", line)
             if header and not line.startswith("HloModule"):
                 current = self.computations.setdefault(header.group(1), {})
+                if line.startswith("ENTRY"):
+                    self.entry = current
             elif instruction := _read(line):
                 current[instruction.name] = instruction
 

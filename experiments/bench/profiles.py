@@ -52,7 +52,8 @@ def profile(run: Callable[[int], Any], text: str, steps: int) -> dict[str, Any]:
     counts = collections.Counter(event.name for event in events)
     operations = []
     for name, nanoseconds in sorted(shares.items(), key=lambda share: -share[1]):
-        runs, instruction = counts[name] / steps, module[name]
+        # a GPU has several events for an instruction of several kernels
+        runs, instruction = 1.0 if name in module.entry else counts[name] / steps, module[name]
         work = 0.0 if name in containers else runs
         operations.append(
             {
