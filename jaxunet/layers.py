@@ -17,8 +17,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-GPU = 64
-"""Channels that a convolution on a GPU computes at once, of one pixel or of several."""
+TILE = 64
+"""Channels that a convolution on a GPU computes at once, of one pixel or of up to `NEIGHBOURS`."""
+
+NEIGHBOURS = 4
+"""Pixels of a row that are one pixel to a GPU; the multiplications grow with their number, and four are worth it."""
 
 IMAGE = 4
 """Channels up to which two pixels are convolved at once."""
@@ -124,7 +127,7 @@ def _gradients_cuda(parts: Parts, kernel: Array, g: Array) -> tuple[Parts, Array
 
 
 def _neighbours_at_once(parts: Parts, kernel: Array) -> int:
-    pixels = max(1, GPU // kernel.shape[-1])
+    pixels = max(1, min(NEIGHBOURS, TILE // kernel.shape[-1]))
     return pixels if parts[0].shape[2] % pixels == 0 else 1
 
 

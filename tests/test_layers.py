@@ -277,7 +277,7 @@ def cuda(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("parts", "channels", "features"), [(1, 3, 16), (2, 16, 16), (1, 16, 32), (2, 32, 32), (1, 8, 80)]
+    ("parts", "channels", "features"), [(1, 3, 16), (2, 16, 16), (1, 16, 32), (2, 32, 32), (1, 8, 80), (1, 4, 8)]
 )
 @pytest.mark.parametrize("width", [8, 6])  # of which four neighbours at once are two groups and not a whole number
 def test_forms_for_gpus_are_flax_conv_in_value_and_gradient(cuda, parts, channels, features, width):
