@@ -120,7 +120,7 @@ def _gradients_cuda(parts: Parts, kernel: Array, g: Array) -> tuple[Parts, Array
     (g,) = _groups((g,), pixels)
     slopes = jax.vjp(lambda parts: _conv(_grouped(parts, pixels), _kernel_of_groups(kernel, parts, pixels)), parts)[1]
     # As if `g` were convolved, with the kernel turned. cuDNN's result then has the last axis where parameters have it,
-    # and the optimizer reads it as it lies; otherwise it transposes 31 million numbers, and copies what it updates.
+    # and the optimizer reads it as it lies; otherwise it transposes 31 million numbers, in twice the time.
     turned = _kernel_gradient(g, _grouped(parts, pixels))
     narrow = jax.linear_transpose(lambda kernel: _kernel_of_groups(kernel, parts, pixels), kernel)
     return *slopes(g), *narrow(turned[::-1, ::-1].swapaxes(2, 3))

@@ -295,6 +295,10 @@ def test_forms_for_gpus_are_flax_conv_in_value_and_gradient(cuda, parts, channel
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * abs(b).max()), ours, expected)
 
 
+def test_forms_for_gpus_have_second_derivatives(cuda):
+    test_convolution_and_relu_have_second_derivatives((1, 8, 8, 16), parts=2)
+
+
 @pytest.mark.parametrize("values", ["random", "few levels", "constant"])
 def test_max_pool_for_gpus_gives_each_gradient_to_the_same_pixel(values, monkeypatch):
     x = draw((2, 6, 8, 5))
