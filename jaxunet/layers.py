@@ -44,6 +44,9 @@ DRAWS = 2**16
 TINY = 8 * 8
 """Pixels up to which images are tiny: a matrix product beats XLA's CPU convolution for the input's gradient too."""
 
+MOTE = 2 * 2
+"""Pixels up to which it does so forward, too: a step on images of 64x64 takes half the time."""
+
 
 class Conv3x3(nn.Module):
     """Convolution 3x3 with zero padding: `[B, H, W, C]` to `[B, H, W, features]`; parameters as in `flax.linen.Conv`.
@@ -72,11 +75,12 @@ def conv3x3(parts: tuple[Array, ...], kernel: Array, bias: Array) -> Array:
 
     `parts` are images `[B, H, W, C_i]` with C channels in all, in the order of the kernel's. On CPUs each part has a
     convolution of its own (unless the kernel is larger than they are), so that no concatenation is written and kept.
-    The gradient of a kernel of 16 channels or more, and both gradients on tiny images, are matrix products there: XLA
-    hands those to a routine made for large images and small kernels, at a half to a tenth of what the processor can do.
-    Where the batch is divided among several CPU devices, the sums over it are exchanged strip by strip. On NVIDIA GPUs
-    neighbours in a row are taken as channels where there are few of those, see `_forward_cuda`. Elsewhere it is
-    `lax.conv_general_dilated`. Differentiable in reverse mode, any number of times.
+    The gradient of a kernel of 16 channels or more, both gradients on tiny images, and all three on images of four
+    pixels or fewer are matrix products there: XLA hands those to a routine made for large images and small kernels, at
+    a half to a tenth of what the processor can do. Where the batch is divided among several CPU devices, the sums over
+    it are exchanged strip by strip. On NVIDIA GPUs neighbours in a row are taken as channels where there are few of
+    those, see `_forward_cuda`. Elsewhere it is `lax.conv_general_dilated`. Differentiable in reverse mode, any number
+    of times.
     """
     return lax.platform_dependent(parts, kernel, bias, cpu=_forward_cpu, cuda=_forward_cuda, default=_forward)
 
@@ -192,7 +196,9 @@ def _kernel_gradient(x: Array, g: Array) -> Array:
 def _part_cpu(x: Array, kernel: Array) -> Array:
     if x.shape[-1] <= IMAGE and x.shape[2] % 2 == 0:
         return _conv_of_pairs(x, kernel)
-    return _conv(x, kernel)
+    if x.shape[1] * x.shape[2] > MOTE or x.shape[3] < WIDE:
+        return _conv(x, kernel)
+    return jnp.tensordot(_neighbours(_neighbours(x, 2), 1), kernel, 3)  # patches [B, H, W, 3, 3, C]
 
 
 def _conv_of_pairs(x: Array, kernel: Array) -> Array:

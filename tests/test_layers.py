@@ -160,7 +160,7 @@ def test_convolution_is_flax_conv_in_value_and_gradient(shape, features):
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-@pytest.mark.parametrize("shape", [(1, 4, 4, 64), (1, 8, 6, 3), (1, 16, 6, 16), (1, 8, 10, 32)])  # every form
+@pytest.mark.parametrize("shape", [(1, 2, 1, 64), (1, 4, 4, 64), (1, 8, 6, 3), (1, 16, 6, 16), (1, 8, 10, 32)])
 def test_convolution_and_relu_have_second_derivatives(shape, parts):
     images = tuple(draw(shape, seed=i) for i in range(parts))
     kernel = draw((3, 3, parts * shape[3], shape[3]), seed=9) / shape[3]
