@@ -1,4 +1,4 @@
-"""The options for XLA move convolutions, and only those, to another routine, and leave the values as they are."""
+"""The options for XLA move convolutions, and only those, to another routine; all leave the values as they are."""
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +71,22 @@ def test_other_devices_get_no_options():
 @pytest.mark.parametrize(
     "unknown", [{"xla_of_another_version": "1"}, {"xla_cpu_experimental_ynn_fusion_type": "ANOTHER"}]
 )
-def test_a_version_of_xla_without_the_option_does_without(monkeypatch, unknown):
+def test_a_version_of_xla_without_an_option_does_without(monkeypatch, unknown):
     monkeypatch.setattr(compiler, "CPU", unknown)
     assert compiler.compiler_options("cpu") is None
     assert jax.jit(lambda: jnp.ones(()), compiler_options=compiler.compiler_options("cpu"))() == 1
+
+
+def test_an_option_that_this_xla_knows_is_given_without_those_that_it_does_not(monkeypatch):
+    known = {"xla_backend_optimization_level": "2"}
+    monkeypatch.delenv("XLA_FLAGS")
+    monkeypatch.setattr(compiler, "CPU", {"xla_of_another_version": "1", **known})
+    assert compiler.compiler_options("cpu") == known
+
+
+def test_what_the_user_gives_in_xla_flags_is_left_alone(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=3")
+    assert "xla_backend_optimization_level" not in (compiler.compiler_options("cpu") or {})
+    compiler.compiler_options.cache_clear()
+    monkeypatch.delenv("XLA_FLAGS")
+    assert compiler.compiler_options("cpu")["xla_backend_optimization_level"] == "2"
