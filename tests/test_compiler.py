@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunet import UNet, compiler, layers
+from jaxunet import UNet, compiler
+from jaxunet.convolution import conv3x3
 from jaxunet.losses import bce_loss
 from jaxunet.sharding import make_mesh
 from jaxunet.step import compile_eval_step, compile_predict_step, compile_train_step
@@ -33,11 +34,11 @@ def offloaded(program: jax.stages.Wrapped, *args: object) -> tuple[int, int]:
 
 
 def test_convolutions_stay_out_of_ynnpack_and_products_do_not():
-    if offloaded(jax.jit(layers.conv3x3), (IMAGES,), KERNEL, BIAS)[0] == 0:
+    if offloaded(jax.jit(conv3x3), (IMAGES,), KERNEL, BIAS)[0] == 0:
         pytest.skip("this XLA hands no convolution to YNNPACK on this processor, whatever it is told")
     options = compiler.compiler_options("cpu")
     assert options is not None
-    convolve = jax.jit(layers.conv3x3, compiler_options=options)
+    convolve = jax.jit(conv3x3, compiler_options=options)
     assert offloaded(convolve, (IMAGES,), KERNEL, BIAS)[0] == 0
     for function in (lambda x: x.reshape(-1, 32) @ KERNEL[0, 0], lambda x: (x * x).sum((1, 2))):
         assert offloaded(jax.jit(function, compiler_options=options), IMAGES) == offloaded(jax.jit(function), IMAGES)
@@ -59,8 +60,8 @@ def test_every_compiled_step_is_given_the_options(monkeypatch):
 
 def test_values_are_the_same():
     options = compiler.compiler_options("cpu")
-    with_options = jax.jit(layers.conv3x3, compiler_options=options)((IMAGES,), KERNEL, BIAS)
-    np.testing.assert_allclose(with_options, jax.jit(layers.conv3x3)((IMAGES,), KERNEL, BIAS), rtol=1e-5, atol=1e-4)
+    with_options = jax.jit(conv3x3, compiler_options=options)((IMAGES,), KERNEL, BIAS)
+    np.testing.assert_allclose(with_options, jax.jit(conv3x3)((IMAGES,), KERNEL, BIAS), rtol=1e-5, atol=1e-4)
 
 
 def test_other_devices_get_no_options():

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.bench.hlo import Module, elements, size
 from experiments.bench.profiles import Event, divide, read_events
-from jaxunet.layers import conv3x3
+from jaxunet.convolution import conv3x3
 from jaxunet.sharding import make_mesh, replicated, split_rows
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")

@@ -89,13 +89,20 @@ def test_metrics_know_nothing_of_networks_and_steps(path):
     assert all(name.startswith(("jaxunet.metrics", "jaxunet.losses.reduction")) for name in own)
 
 
+@pytest.mark.parametrize("path", of("jaxunet/convolution"), ids=identify)
+def test_the_convolution_knows_nothing_but_itself(path):
+    own = {name for name, _ in imports(path.read_text()) if name.startswith("jaxunet")}
+    assert all(name.startswith("jaxunet.convolution") for name in own)
+
+
 def test_within_the_library_arrows_point_down():
     own = {
         path.stem: {name.split(".")[1] for name, _ in imports(path.read_text()) if name.startswith("jaxunet.")}
         for path in (ROOT / "jaxunet").glob("*.py")
         if path.stem != "__init__"
     }
-    assert not any(own[name] for name in ("layers", "sharding", "checkpoint", "distance", "accumulate", "compiler"))
+    assert not any(own[name] for name in ("sharding", "checkpoint", "distance", "accumulate", "compiler"))
+    assert own["layers"] == {"convolution"}
     assert own["model"] == {"layers"}
     assert own["surface"] == {"distance", "losses"}
     assert own["step"] <= {"accumulate", "compiler", "metrics", "sharding"}

@@ -11,7 +11,8 @@ import pytest
 from jax import lax
 
 from jaxunet import UNet
-from jaxunet.layers import Conv1x1, Conv3x3, ReluDropout, UpConv, conv3x3, max_pool, relu
+from jaxunet.convolution import conv3x3
+from jaxunet.layers import Conv1x1, Conv3x3, ReluDropout, UpConv, max_pool, relu
 
 SHAPES = [(1, 3, 5, 4), (2, 8, 6, 1)]
 

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from jaxunet import UNet
 from jaxunet.checkpoint import Checkpoints, abstract_like
-from jaxunet.layers import conv3x3
+from jaxunet.convolution import conv3x3
 from jaxunet.losses import LOSSES, dice_loss
 from jaxunet.sharding import (
     batch_sharding,

@@ -1,0 +1,133 @@
+"""The 3x3 convolution on CPUs: part for part, and as matrix products where XLA's own routine is slow.
+
+Each part has a convolution of its own, unless the kernel is larger than they are, so that no concatenation is written
+and kept. The gradient of a kernel of 16 channels or more, both gradients on tiny images, and all three on images of
+four pixels or fewer are matrix products: XLA hands those to a routine made for large images and small kernels, at a
+half to a tenth of what the processor can do. Where the batch is divided among several CPU devices, the sums over it are
+exchanged strip by strip.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxunet.convolution.plain import Parts, convolve, kernel_gradient, one_kernel_a_pixel, split
+
+IMAGE = 4
+"""Channels up to which two pixels are convolved at once."""
+
+FEW = 16
+"""Channels of the input from which the gradient of a kernel is nine matrix products, one for each of its pixels."""
+
+MANY = 32
+"""Channels of both sides from which it is one large product."""
+
+WIDE = 64
+"""Channels of the input from which the gradients on tiny images are matrix products."""
+
+STRIP = 8
+"""Rows of an image that are worked on at once; an image that cannot be cut into strips of 2 to 8 is done whole."""
+
+TINY = 8 * 8
+"""Pixels up to which images are tiny: a matrix product beats XLA's CPU convolution for the input's gradient too."""
+
+MOTE = 2 * 2
+"""Pixels up to which it does so forward, too: a step on images of 64x64 takes half the time."""
+
+
+def forward(parts: Parts, kernel: Array, bias: Array) -> Array:
+    """`[B, H, W, D]`."""
+    if _is_large(kernel, parts):
+        return _forward_of_part(jnp.concatenate(parts, axis=-1), kernel) + bias
+    first, *others = (_forward_of_part(x, rows) for x, rows in zip(parts, split(kernel, parts, axis=2), strict=True))
+    return sum(others, start=first) + bias
+
+
+def gradients(parts: Parts, kernel: Array, g: Array) -> tuple[Parts, Array]:
+    """Those of the parts and of the kernel, from that of the result, `[B, H, W, D]`."""
+    if _is_large(kernel, parts):
+        x = jnp.concatenate(parts, axis=-1)
+        slopes = split(_input_gradient(x, kernel, g), parts, axis=3)
+        return tuple(slopes), _kernel_gradient(x, g)
+    slopes = [_input_gradient(x, rows, g) for x, rows in zip(parts, split(kernel, parts, axis=2), strict=True)]
+    return tuple(slopes), jnp.concatenate([_kernel_gradient(x, g) for x in parts], axis=2)
+
+
+def _is_large(kernel: Array, parts: Sequence[Array]) -> bool:
+    """Whether it takes longer to copy the kernel in parts than the images as one."""
+    return kernel.size > sum(part.size for part in parts)
+
+
+def _forward_of_part(x: Array, kernel: Array) -> Array:
+    if x.shape[-1] <= IMAGE and x.shape[2] % 2 == 0:
+        return _forward_of_pairs(x, kernel)
+    if x.shape[1] * x.shape[2] > MOTE or x.shape[3] < WIDE:
+        return convolve(x, kernel)
+    return jnp.tensordot(_neighbours(_neighbours(x, 2), 1), kernel, 3)  # patches [B, H, W, 3, 3, C]
+
+
+def _forward_of_pairs(x: Array, kernel: Array) -> Array:
+    """Two neighbours of a row at once, from the four pixels of a row that they see: a wider product of few channels."""
+    pairs = one_kernel_a_pixel(kernel, 2, 0, 1).reshape(3, 4, x.shape[-1], -1)
+    numbers = ("NHWC", "HWIO", "NHWC")
+    both = lax.conv_general_dilated(x, pairs, (1, 2), ((1, 1), (1, 1)), dimension_numbers=numbers)
+    return both.reshape(*x.shape[:3], -1)
+
+
+def _input_gradient(x: Array, kernel: Array, g: Array) -> Array:
+    if not _is_tiny(x):  # JAX's own transpose is as fast, but takes five times as long in a loop, as of `accumulate`
+        return convolve(g, kernel[::-1, ::-1].swapaxes(2, 3))
+    h, w = x.shape[1:3]
+    # The kernel first: as it lies, it is the left side of a product, and as the right side it would be transposed.
+    parts = lax.dot_general(kernel, g, (((3,), (3,)), ((), ()))).transpose(3, 4, 5, 0, 1, 2)
+    parts = jnp.pad(parts, ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0), (0, 0)))
+    return sum((parts[:, 2 - i : 2 - i + h, 2 - j : 2 - j + w, i, j] for i in range(3) for j in range(3)), start=0 * x)
+
+
+def _kernel_gradient(x: Array, g: Array) -> Array:
+    if _is_tiny(x):  # no other form leaves the large result in its order
+        return jnp.einsum("bhwijc,bhwd->ijcd", _neighbours(_neighbours(x, 2), 1), g)
+    if x.shape[-1] < FEW:
+        return kernel_gradient(x, g)
+    height = x.shape[1]
+    g = jnp.pad(g, ((0, 0), (1, 1), (0, 0), (0, 0)))
+    rows = max((rows for rows in range(2, STRIP + 1) if height % rows == 0), default=height)
+    if rows == height:
+        return _kernel_gradient_of_strip(x, g).astype(x.dtype)
+
+    # In a loop, the copies of `x` stay in the cache. They also come to be when `g` is there: outside of a loop XLA
+    # makes them as soon as `x` is known, in the forward pass, and keeps all layers' until the backward pass is there.
+    def add_strip(total: Array, top: Array) -> tuple[Array, None]:
+        strip = lax.dynamic_slice_in_dim(x, top, rows, axis=1)
+        slopes = lax.dynamic_slice_in_dim(g, top, rows + 2, axis=1)
+        return total + _kernel_gradient_of_strip(strip, slopes), None
+
+    zeros = jnp.zeros((3, 3, x.shape[-1], g.shape[-1]), jnp.promote_types(x.dtype, jnp.float32))
+    return lax.scan(add_strip, zeros, jnp.arange(0, height, rows))[0].astype(x.dtype)
+
+
+def _kernel_gradient_of_strip(x: Array, g: Array) -> Array:
+    """What rows `x` `[B, R, W, C]` add to the kernel's gradient, summed in float32 at least.
+
+    `g` `[B, R + 2, W, D]` has a row more on each side.
+    """
+    x = _neighbours(x, 2)  # shifted along the rows; `g` is shifted across them, the other way
+    shifted = [g[:, 2 - i : 2 - i + x.shape[1]] for i in range(3)]
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
+    if min(x.shape[-1], g.shape[-1]) >= MANY:
+        return product("bhwjc,bhwid->ijcd", x, jnp.stack(shifted, axis=3))
+    # Nine products of few channels are faster than one and the copies it takes.
+    return jnp.stack([jnp.stack([product("bhwc,bhwd->cd", x[..., j, :], g) for j in range(3)]) for g in shifted])
+
+
+def _is_tiny(x: Array) -> bool:
+    return x.shape[1] * x.shape[2] <= TINY and x.shape[3] >= WIDE
+
+
+def _neighbours(x: Array, axis: int) -> Array:
+    """Each pixel beside the one before and after it along `axis`, zero outside: a new axis of 3 after the third."""
+    size = x.shape[axis]
+    padded = jnp.pad(x, [(1, 1) if a == axis else (0, 0) for a in range(x.ndim)])
+    return jnp.stack([lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(3)], axis=3)
