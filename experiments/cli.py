@@ -14,6 +14,7 @@ from experiments import config as cfg
 from experiments.allocator import keep_freed_memory
 from experiments.config import PRESETS, Config, ConfigError
 from experiments.fields import describe, from_text, literal, plain, suggest
+from experiments.identity import differences, identity, run_directory
 from experiments.ini import read_ini
 from experiments.limits import validate
 
@@ -52,7 +53,7 @@ def parse(argv: Sequence[str] | None = None, *, program: str = "train") -> Confi
     asked = _start(flags)
     base = None
     if program not in _TRAINERS:
-        run_dir = cfg.run_directory(asked)
+        run_dir = run_directory(asked)
         if program != "summary" or "run_dir" in flags or (run_dir / "config.json").exists():
             base = cfg.read_run(run_dir)
     return validate(_absolute(asked if base is None else _reuse(base, asked, flags)))
@@ -81,15 +82,15 @@ def _apply(config: Config, settings: Mapping[str, Any]) -> Config:
 def _reuse(base: Config, asked: Config, flags: Mapping[str, Any]) -> Config:
     """Returns a run's configuration with what was asked of it, if that can be told anew."""
     values = {**cfg.flatten(asked), **flags}
-    problems = cfg.differences(base, asked) if "config" in flags else []
-    saved = {**cfg.flatten(base), **cfg.identity(base)}
+    problems = differences(base, asked) if "config" in flags else []
+    saved = {**cfg.flatten(base), **identity(base)}
     for key in flags:
         if key not in _FREE and values[key] != saved.get(key) and not any(f"{key}:" in line for line in problems):
             problems.append(f"{key}: {saved.get(key, 'not set')} in the run, {values[key]} asked")
     if problems:
         listed = "".join(f"\n  {problem}" for problem in problems)
         raise ConfigError(
-            f"{cfg.run_directory(base)} holds a run that was trained with other values:{listed}\n"
+            f"{run_directory(base)} holds a run that was trained with other values:{listed}\n"
             "leave these out, or name another --run_dir; anew can be told: eval.*, infer.* and where the data lies"
         )
     layer = read_settings(flags["config"]) if "config" in flags else {}

@@ -330,7 +330,7 @@ def _cell(value: Any) -> str:
 def main(argv: Sequence[str]) -> int:
     """Evaluates the run that `--run_dir` names."""
     from experiments.cli import parse
-    from experiments.config import run_directory
+    from experiments.identity import run_directory
 
     config = parse(argv, program="evaluate")
     import jax

@@ -93,7 +93,7 @@ def new_file(path: str | Path, ending: str) -> Path:
 def main(argv: Sequence[str]) -> int:
     """Writes the weights of the run that `--run_dir` names to `--out`, default `weights.npz` in the run directory."""
     from experiments.cli import parse
-    from experiments.config import run_directory
+    from experiments.identity import run_directory
 
     words, out = take_out(argv)
     if "-h" in words or "--help" in words:

@@ -375,7 +375,7 @@ def raise_failures(outcomes: Sequence[Outcome]) -> None:
 def main(argv: Sequence[str], *, program: str = "predict") -> int:
     """Predicts the images that `--infer.images` names with the run that `--run_dir` names."""
     from experiments.cli import parse
-    from experiments.config import run_directory
+    from experiments.identity import run_directory
 
     config = parse(argv, program=program)
     named_pictures(config.infer)  # a wrong path is told before jax starts

@@ -36,7 +36,8 @@ from typing import Any
 from data_pipeline.prepare import Prepared
 from data_pipeline.source import DataError
 from data_pipeline.splits import Split
-from experiments.config import Config, ConfigError, check_same_run, read_run, to_json
+from experiments.config import Config, ConfigError, read_run, to_json
+from experiments.identity import check_same_run
 
 FORMAT = 1
 """Version of the manifest; another one is refused."""

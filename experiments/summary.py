@@ -218,7 +218,7 @@ def _draw_legend(axes: "Axes", x: float, y: float) -> None:
 def main(argv: Sequence[str]) -> int:
     """Prints the table and draws the network of a run, or of a configuration that was never trained."""
     from experiments.cli import parse
-    from experiments.config import run_directory
+    from experiments.identity import run_directory
 
     words, out = take_out(argv)
     if "-h" in words or "--help" in words:

@@ -234,7 +234,7 @@ def train(
 
     from data_pipeline.loader import steps_per_epoch
     from experiments import build
-    from experiments.config import identity, run_directory
+    from experiments.identity import identity, run_directory
     from experiments.limits import check_devices
     from experiments.log import RESULTS, RunLog
     from experiments.processes import agree, together

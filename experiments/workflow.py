@@ -61,8 +61,8 @@ def main(argv: Sequence[str]) -> int:
 
     from experiments import build
     from experiments.cli import parse
-    from experiments.config import run_directory
     from experiments.evaluate import evaluate_run, print_table
+    from experiments.identity import run_directory
 
     config = parse(argv, program="workflow")
     directory = run_directory(config)

@@ -13,6 +13,7 @@ import pytest
 from experiments import config as cfg
 from experiments.cli import parse
 from experiments.config import Config, ConfigError, DataConfig, EvalConfig, InferConfig, ModelConfig, TrainConfig
+from experiments.identity import run_directory
 
 SWITCHES = [key for key, kind in cfg.kinds().items() if kind is bool or bool in typing.get_args(kind)]
 KEYS = [key for key in cfg.kinds() if key not in ("config", "train.loss_options")]
@@ -331,7 +332,7 @@ def test_the_command_that_trained_finds_its_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["--config=dice", "--data.split=slice", "--train.epochs=2"]
     trained = parse(words)
-    directory = cfg.run_directory(trained)
+    directory = run_directory(trained)
     assert f"no run in {directory}" in refused(*words, program="evaluate")
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(cfg.to_json(trained))

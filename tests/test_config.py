@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from experiments import config as cfg
+from experiments import identity
 from experiments.config import Config, ConfigError, DataConfig, EvalConfig, InferConfig, ModelConfig, TrainConfig
 from experiments.limits import check_devices, validate
 
@@ -255,7 +256,7 @@ def test_a_link_that_leads_to_itself_is_no_matter_here(tmp_path):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     looped = changed("data.root", str(tmp_path / "loop"))
     assert validate(looped) == looped
-    assert cfg.config_hash(looped) != cfg.config_hash(Config())
+    assert identity.config_hash(looped) != identity.config_hash(Config())
 
 
 def test_a_wrong_type_from_python_is_told_before_ranges():
@@ -381,53 +382,55 @@ def test_a_directory_without_a_run_is_refused(tmp_path):
 @pytest.mark.parametrize("key", OTHER)
 def test_what_decides_the_weights_makes_another_run(key):
     config = changed(key, OTHER[key])
-    assert cfg.config_hash(config) != cfg.config_hash(Config())
-    (line,) = cfg.differences(Config(), config)
+    assert identity.config_hash(config) != identity.config_hash(Config())
+    (line,) = identity.differences(Config(), config)
     assert line.startswith(key)
     with pytest.raises(ConfigError, match=re.escape(line)):
-        cfg.check_same_run(Config(), config)
+        identity.check_same_run(Config(), config)
 
 
 @pytest.mark.parametrize("key", FREE)
 def test_what_does_not_decide_the_weights_continues_the_run(key):
     config = changed(key, FREE[key])
-    assert cfg.differences(Config(), config) == []
-    cfg.check_same_run(Config(), config)
-    assert (cfg.config_hash(config) != cfg.config_hash(Config())) == (key in cfg.INPUT_PATHS)
+    assert identity.differences(Config(), config) == []
+    identity.check_same_run(Config(), config)
+    assert (identity.config_hash(config) != identity.config_hash(Config())) == (key in cfg.INPUT_PATHS)
 
 
 def test_a_difference_names_key_and_both_values():
     line = "train.learning_rate: 0.001 in the run, 0.0003 asked"
-    assert cfg.differences(Config(), changed("train.learning_rate", 3e-4)) == [line]
+    assert identity.differences(Config(), changed("train.learning_rate", 3e-4)) == [line]
     options = changed("train.loss_options", {"smooth": 0.5})
-    assert cfg.differences(options, Config()) == ["train.loss_options.smooth: 0.5 in the run, not set asked"]
+    assert identity.differences(options, Config()) == ["train.loss_options.smooth: 0.5 in the run, not set asked"]
     options = changed("train.loss_options", {"smooth": None})
-    assert cfg.differences(options, Config()) == ["train.loss_options.smooth: None in the run, not set asked"]
+    assert identity.differences(options, Config()) == ["train.loss_options.smooth: None in the run, not set asked"]
 
 
 def test_the_run_directory_names_configuration_and_hash(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert re.fullmatch(r"runs/dice-[0-9a-f]{8}", str(cfg.run_directory(cfg.PRESETS["dice"])))
-    assert re.fullmatch(r"runs/my_first-[0-9a-f]{8}", str(cfg.run_directory(Config(config="a/my first.ini"))))
-    assert cfg.run_directory(Config(run_dir="there/x")) == Path("there/x")
+    assert re.fullmatch(r"runs/dice-[0-9a-f]{8}", str(identity.run_directory(cfg.PRESETS["dice"])))
+    assert re.fullmatch(r"runs/my_first-[0-9a-f]{8}", str(identity.run_directory(Config(config="a/my first.ini"))))
+    assert identity.run_directory(Config(run_dir="there/x")) == Path("there/x")
 
 
 def test_the_same_data_by_another_path_is_the_same_run(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "data")
     monkeypatch.chdir(tmp_path)
-    hashes = {cfg.config_hash(changed("data.root", p)) for p in ("data", "./data", str(tmp_path / "data"), "link")}
+    hashes = {identity.config_hash(changed("data.root", p)) for p in ("data", "./data", str(tmp_path / "data"), "link")}
     assert len(hashes) == 1
 
 
 def test_a_hash_is_the_same_in_every_process_and_version():
     # Written down: a change here would make every existing run directory unfindable.
-    assert cfg.config_hash(cfg.PRESETS["dice"]) == "df130242"
-    code = "from experiments import config as c; print(c.config_hash(c.PRESETS['dice']))"
+    assert identity.config_hash(cfg.PRESETS["dice"]) == "df130242"
+    code = "from experiments import config, identity; print(identity.config_hash(config.PRESETS['dice']))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "df130242"
 
 
 def test_a_whole_number_for_a_number_is_the_same_run():
-    assert cfg.config_hash(changed("train.learning_rate", 1)) == cfg.config_hash(changed("train.learning_rate", 1.0))
+    assert identity.config_hash(changed("train.learning_rate", 1)) == identity.config_hash(
+        changed("train.learning_rate", 1.0)
+    )
     assert InferConfig(blur=1) == InferConfig(blur=1.0)

@@ -7,6 +7,7 @@ import pytest
 from experiments import config as cfg
 from experiments.cli import parse
 from experiments.config import Config, ConfigError, DataConfig, InferConfig, TrainConfig
+from experiments.identity import differences, run_directory
 from experiments.ini import INI_KEYS, read_ini
 
 DATA = Path(__file__).parent / "data"
@@ -81,7 +82,7 @@ def test_the_documented_dice_file_is_the_hybrid_loss_with_masks_as_written(tmp_p
     assert config.model.show_summary
     assert (config.infer.merged_dir, config.infer.output_dir) == ("./dice/merged", "./dice/masks")
     assert (config.infer.blur, config.infer.binarize, config.infer.threshold) == (1.0, True, 80 / 255)
-    assert cfg.differences(config, cfg.PRESETS["dice"]) == ["data.split: slice in the run, patient asked"]
+    assert differences(config, cfg.PRESETS["dice"]) == ["data.split: slice in the run, patient asked"]
 
 
 def test_every_documented_key_is_known_and_tried_here():
@@ -190,7 +191,7 @@ def test_the_run_of_a_file_is_used_again_with_the_file_alone(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     words = [f"--config={DATA / 'dice.ini'}"]
     trained = parse(words)
-    directory = cfg.run_directory(trained)
+    directory = run_directory(trained)
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(cfg.to_json(trained))
     for program in ("evaluate", "predict", "summary"):
