@@ -11,7 +11,7 @@ import pytest
 from jax import lax
 
 from jaxunet import UNet
-from jaxunet.convolution import conv3x3
+from jaxunet.convolution import conv3x3, plain
 from jaxunet.layers import Conv1x1, Conv3x3, ReluDropout, UpConv, max_pool, relu
 
 SHAPES = [(1, 3, 5, 4), (2, 8, 6, 1)]
@@ -133,7 +133,8 @@ def test_max_pool_keeps_the_dtype(dtype):
     [
         ((2, 8, 8, 64), 80),
         ((2, 4, 6, 128), 64),
-        ((1, 16, 12, 64), 72),
+        ((1, 16, 12, 64), 72),  # two rows at once
+        ((1, 9, 12, 64), 64),  # an odd number of rows
         ((2, 8, 8, 5), 7),
         ((2, 8, 8, 3), 7),  # two pixels at once
         ((2, 6, 5, 3), 4),  # an odd number of pixels
@@ -161,7 +162,9 @@ def test_convolution_is_flax_conv_in_value_and_gradient(shape, features):
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-@pytest.mark.parametrize("shape", [(1, 2, 1, 64), (1, 4, 4, 64), (1, 8, 6, 3), (1, 16, 6, 16), (1, 8, 10, 32)])
+@pytest.mark.parametrize(
+    "shape", [(1, 2, 1, 64), (1, 4, 4, 64), (1, 8, 6, 3), (1, 16, 6, 16), (1, 8, 10, 32), (1, 10, 8, 64)]
+)
 def test_convolution_and_relu_have_second_derivatives(shape, parts):
     images = tuple(draw(shape, seed=i) for i in range(parts))
     kernel = draw((3, 3, parts * shape[3], shape[3]), seed=9) / shape[3]
@@ -176,6 +179,26 @@ def test_convolution_and_relu_have_second_derivatives(shape, parts):
 
     ours, expected = slope(without_bias, relu), slope(plain, nn.relu)
     np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-4 * abs(expected).max())
+
+
+def test_two_rows_at_once_are_as_exact_as_one():
+    x, kernel, g = draw((1, 16, 16, 128)), draw((3, 3, 128, 64), seed=1), draw((1, 16, 16, 64), seed=2)
+
+    def distance(convolve, exact):
+        value, slopes = jax.vjp(lambda x: convolve(x, kernel), x)
+        return [float(np.std(found - right)) for found, right in zip((value, slopes(g)[0]), exact, strict=True)]
+
+    with jax.enable_x64(True):
+        exact, slopes = jax.vjp(lambda x: plain.convolve(x, kernel.astype(np.float64)), x.astype(np.float64))
+        exact = [np.asarray(exact), np.asarray(slopes(g.astype(np.float64))[0])]
+    ours, direct = distance(lambda x, k: without_bias((x,), k), exact), distance(plain.convolve, exact)
+    assert not np.array_equal(without_bias((x,), kernel), plain.convolve(x, kernel)), "another form than the plain one"
+    assert all(a <= 2 * b for a, b in zip(ours, direct, strict=True))
+
+
+def test_two_rows_at_once_in_bfloat16_are_those_of_one():
+    x, kernel = (jnp.asarray(draw(shape), jnp.bfloat16) for shape in ((1, 16, 16, 64), (3, 3, 64, 64)))
+    np.testing.assert_array_equal(without_bias((x,), kernel), plain.convolve(x, kernel))
 
 
 def test_convolution_in_float64_is_not_rounded():

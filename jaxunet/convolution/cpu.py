@@ -3,8 +3,8 @@
 Each part has a convolution of its own, unless the kernel is larger than they are, so that no concatenation is written
 and kept. The gradient of a kernel of 16 channels or more, both gradients on tiny images, and all three on images of
 four pixels or fewer are matrix products: XLA hands those to a routine made for large images and small kernels, at a
-half to a tenth of what the processor can do. Where the batch is divided among several CPU devices, the sums over it are
-exchanged strip by strip.
+half to a tenth of what the processor can do. Images of 64 channels and more are convolved with a third fewer
+multiplications. Where the batch is divided among several CPU devices, the sums over it are exchanged strip by strip.
 """
 
 import functools
@@ -25,7 +25,8 @@ MANY = 32
 """Channels of both sides from which it is one large product."""
 
 WIDE = 64
-"""Channels of the input from which the gradients on tiny images are matrix products."""
+"""Channels of the input from which the gradients on tiny images are matrix products, and of both sides from which two
+rows of a larger image are computed at once."""
 
 STRIP = 8
 """Rows of an image that are worked on at once; an image that cannot be cut into strips of 2 to 8 is done whole."""
@@ -64,7 +65,7 @@ def _forward_of_part(x: Array, kernel: Array) -> Array:
     if x.shape[-1] <= IMAGE and x.shape[2] % 2 == 0:
         return _forward_of_pairs(x, kernel)
     if x.shape[1] * x.shape[2] > MOTE or x.shape[3] < WIDE:
-        return convolve(x, kernel)
+        return _convolve(x, kernel)
     return jnp.tensordot(_neighbours(_neighbours(x, 2), 1), kernel, 3)  # patches [B, H, W, 3, 3, C]
 
 
@@ -76,9 +77,32 @@ def _forward_of_pairs(x: Array, kernel: Array) -> Array:
     return both.reshape(*x.shape[:3], -1)
 
 
+def _convolve(x: Array, kernel: Array) -> Array:
+    # On tiny images the transformed kernel is as large as they are; bfloat16 would round the sums before the products.
+    pays = x.shape[1] * x.shape[2] > TINY and min(kernel.shape[2:]) >= WIDE and x.dtype.itemsize >= 4
+    return _convolve_rows_by_twos(x, kernel) if pays and x.shape[1] % 2 == 0 else convolve(x, kernel)
+
+
+def _convolve_rows_by_twos(x: Array, kernel: Array) -> Array:
+    """Two rows of the result from four products of rows in place of six: the minimal filtering F(2, 3), across rows.
+
+    In two dimensions it saves half of the multiplications, but its many small kernels take a second each to compile.
+
+    Source: Lavin, Gray 2016, arXiv 1509.09308, Eq. (5).
+    """
+    b, h, w, _ = x.shape
+    padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0)))
+    d0, d1, d2, d3 = (lax.slice_in_dim(padded, i, i + h - 1, stride=2, axis=1) for i in range(4))
+    g0, g1, g2 = kernel
+    images = d0 - d2, d1 + d2, d2 - d1, d1 - d3
+    kernels = g0, (g0 + g1 + g2) / 2, (g0 - g1 + g2) / 2, g2
+    m0, m1, m2, m3 = (convolve(image, rows[None]) for image, rows in zip(images, kernels, strict=True))
+    return jnp.stack([m0 + m1 + m2, m1 - m2 - m3], axis=2).reshape(b, h, w, -1)
+
+
 def _input_gradient(x: Array, kernel: Array, g: Array) -> Array:
     if not _is_tiny(x):  # JAX's own transpose is as fast, but takes five times as long in a loop, as of `accumulate`
-        return convolve(g, kernel[::-1, ::-1].swapaxes(2, 3))
+        return _convolve(g, kernel[::-1, ::-1].swapaxes(2, 3))
     h, w = x.shape[1:3]
     # The kernel first: as it lies, it is the left side of a product, and as the right side it would be transposed.
     parts = lax.dot_general(kernel, g, (((3,), (3,)), ((), ()))).transpose(3, 4, 5, 0, 1, 2)

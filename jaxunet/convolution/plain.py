@@ -22,7 +22,7 @@ def gradients(parts: Parts, kernel: Array, g: Array) -> tuple[Parts, Array]:
 
 
 def convolve(x: Array, kernel: Array) -> Array:
-    """`[B, H, W, C]` with `[3, 3, C, D]`, zero padding: `[B, H, W, D]`."""
+    """`[B, H, W, C]` with `[3, 3, C, D]` or `[1, 3, C, D]`, zero padding: `[B, H, W, D]`."""
     return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
