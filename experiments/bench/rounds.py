@@ -16,7 +16,7 @@ from experiments.bench.workload import Workload, parameter_count
 TOLERANCE = {"float32": 1e-4, "reduced": 2e-2}
 """Largest relative difference of the loss: float32 on a CPU, and bfloat16 or TF32."""
 
-PROCESSORS = 3
+PROCESSORS = 4
 """Processors for each process that compiles, where many do so at once."""
 
 WARM_UP = 2
@@ -146,6 +146,11 @@ class Seat:
         expected, found = parameter_count(self.work), self.facts["parameters"]
         if CONTENDERS[self.name].same_network and found != expected:
             raise ValueMismatchError(f"{self.name} has {found} parameters, the network has {expected}")
+
+
+def shared_processors() -> dict[str, str]:
+    """Variables that keep a process to its share of processors where many compile: else PyTorch starts one each."""
+    return {"TORCHINDUCTOR_COMPILE_THREADS": str(min(PROCESSORS, os.cpu_count() or 1))}
 
 
 def start_together(seats: Sequence[Seat], patience: float) -> None:

@@ -7,6 +7,7 @@ guards against non-finite updates, as `jaxunet.step.compile_train_step` does.
 """
 
 import dataclasses
+import os
 import sys
 import tempfile
 import time
@@ -139,7 +140,8 @@ def measure(options: Options, console: "Console | None" = None) -> dict[str, Any
     failed = {f"{seat.name}: {describe(seat.work)}, batch {seat.work.batch}": seat.failure for seat in everyone}
     failed = {name: reason for name, reason in failed.items() if reason}
     idle = sum(seat.idle_cpu_seconds for seat in everyone)
-    after = inspect(DTYPES, seconds=options.seconds)
+    # What else runs on the machine lowers a CPU's peaks for a while; a GPU has no other user.
+    after = inspect(DTYPES, seconds=options.seconds) if before["platform"] == "cpu" else before
     peaks = {kind: max(before["peaks"][kind], after["peaks"][kind]) for kind in before["peaks"]}
     for result in results:
         flops = result["network_flops"] = operations[result.pop("work")]
@@ -162,11 +164,13 @@ def measure(options: Options, console: "Console | None" = None) -> dict[str, Any
 
 
 def seats_of(work: Workload, names: Sequence[str], options: Options, folder: str) -> list[Any]:
-    """A place for each contender in a workload; `folder` keeps what they compile."""
-    from experiments.bench.rounds import Seat
+    """A place for each contender in a workload; `folder` keeps what they compile, unless the environment names one."""
+    from experiments.bench.rounds import Seat, shared_processors
 
     caches = {"JAX_COMPILATION_CACHE_DIR": f"{folder}/xla", "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor"}
-    return [Seat(name, work, caches, options.resident, options.seconds, options.patience) for name in names]
+    environment = caches | (shared_processors() if options.together else {})
+    environment = {name: value for name, value in environment.items() if name not in os.environ}
+    return [Seat(name, work, environment, options.resident, options.seconds, options.patience) for name in names]
 
 
 def describe(work: Workload) -> str:
