@@ -51,11 +51,9 @@ class Compiled:
     def memory(self) -> dict[str, int]:
         """Bytes of a step: what the device saw at most, or what the compiler planned where the device does not count.
 
-        The plan is arguments, results and temporaries, less the results that overwrite arguments.
+        The plan is arguments, results and temporaries, less the results that overwrite arguments. A process that
+        compiles for a GPU may see more than that: trials of algorithms take memory too.
         """
-        seen = jax.devices()[0].memory_stats()
-        if seen and "peak_bytes_in_use" in seen:
-            return {"bytes": seen["peak_bytes_in_use"]}
         plan = self.step.lower(self.state, *self.inputs).compile().memory_analysis()  # type: ignore[attr-defined]
         parts = {
             "arguments": plan.argument_size_in_bytes,
@@ -63,7 +61,9 @@ class Compiled:
             "temporaries": plan.temp_size_in_bytes,
             "aliases": -plan.alias_size_in_bytes,
         }
-        return {"bytes": sum(parts.values()), **parts}
+        planned = sum(parts.values())
+        seen = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+        return {"bytes": planned if seen is None else seen, "planned": planned, **parts}
 
     def flops(self) -> float:
         """Floating-point operations of a step, by XLA's own count of the program before optimisation, as on a CPU."""
@@ -115,7 +115,7 @@ def jaxunet(**arguments: Any) -> dict[str, Callable[..., Any]]:
     allocator.keep_freed_memory()  # as all programs here do
     work = Workload(**arguments)
     model, compiled = jaxunet_step(work)
-    return _functions(work, model, compiled, weights(work), LOSSES[work.loss].fn)
+    return _functions(work, model, compiled, LOSSES[work.loss].fn)
 
 
 def flax_step(work: Workload) -> tuple[flax_unet.PlainUNet, Compiled]:
@@ -135,13 +135,16 @@ def flax(**arguments: Any) -> dict[str, Callable[..., Any]]:
     """Plain Flax; the arguments are those of `Workload`."""
     work = Workload(**arguments)
     model, compiled = flax_step(work)
-    return _functions(work, model, compiled, flax_unet.to_flax(weights(work)), flax_unet.LOSSES[work.loss])
+    return _functions(work, model, compiled, flax_unet.LOSSES[work.loss])
 
 
 def _functions(
-    work: Workload, model: Any, compiled: Compiled, params: Any, loss: Callable[..., Any]
+    work: Workload, model: Any, compiled: Compiled, loss: Callable[..., Any]
 ) -> dict[str, Callable[..., Any]]:
     images, masks = images_and_masks(work)
+
+    def params() -> Any:  # those of the step: a second copy would count as memory of it
+        return compiled.state.params if work.task == "train" else compiled.state
 
     @jax.jit
     def value(params: Any, images: Any, masks: Any) -> Any:
@@ -149,8 +152,8 @@ def _functions(
         return loss(logits, masks.astype(jnp.float32)) if work.task == "train" else jax.nn.sigmoid(logits).mean()
 
     return {
-        "describe": lambda: {**device_names(), "parameters": parameters(params)},
-        "value": lambda: float(value(params, images, masks)),
+        "describe": lambda: {**device_names(), "parameters": parameters(params())},
+        "value": lambda: float(value(params(), images, masks)),
         "run": compiled.train if work.task == "train" else compiled.predict,
         "memory": compiled.memory,
         "flops": compiled.flops,
