@@ -80,9 +80,7 @@ def _initialiser(model: nn.Module, tx: optax.GradientTransformation, image_shape
             step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params), apply_fn=model.apply, tx=tx
         )
 
-    # It runs once. For a CPU, LLVM takes 22 s to optimise the random numbers of every shape, and 7 s to do so less.
-    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-    return jax.jit(init, compiler_options=options)
+    return jax.jit(init, compiler_options=compiler_options(jax.default_backend()))
 
 
 def train_step(

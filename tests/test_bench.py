@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -15,7 +16,20 @@ import pytest
 from programs import environment
 
 from experiments import allocator
-from experiments.bench import contenders, forms, losses, machine, results, rounds, scaling, steady, step, trace, worker
+from experiments.bench import (
+    contenders,
+    forms,
+    jax_programs,
+    losses,
+    machine,
+    results,
+    rounds,
+    scaling,
+    steady,
+    step,
+    trace,
+    worker,
+)
 from experiments.bench.__main__ import COMMANDS, main
 from experiments.bench.rounds import Seat, ValueMismatchError, check_values, compete, part, start_together
 from experiments.bench.workers import Worker, WorkerError
@@ -219,6 +233,35 @@ def test_contenders_that_start_together_take_turns_and_one_that_compiles_too_lon
     part([late, *others])
     assert [len(seat.seconds) for seat in (late, *others)] == [0, 3, 3]
     assert all(seat.facts["memory"]["bytes"] > 0 for seat in others)
+
+
+def test_processes_that_compile_together_share_the_processors_and_keep_the_users_caches(monkeypatch):
+    variables = ("JAX_COMPILATION_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS")
+    for name in variables:
+        monkeypatch.delenv(name, raising=False)
+
+    def given(**options):
+        (seat,) = step.seats_of(Workload(), ["jaxunet"], step.Options(**options), "here")
+        return dict(seat.environment)
+
+    caches = {"JAX_COMPILATION_CACHE_DIR": "here/xla", "TORCHINDUCTOR_CACHE_DIR": "here/inductor"}
+    assert given() == caches
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    assert given(together=True) == caches | {"TORCHINDUCTOR_COMPILE_THREADS": str(rounds.PROCESSORS)}
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "kept")
+    assert given() == {"TORCHINDUCTOR_CACHE_DIR": "here/inductor"}
+
+
+def test_memory_of_a_step_is_what_the_device_counted_or_else_the_plan(monkeypatch):
+    work = Workload(task="predict", size=16, base_filters=2, num_layers=1, batch=1)
+    found = jax_programs.jaxunet_step(work)[1]
+    for seen in (None, {}, {"peak_bytes_in_use": 10**9}):
+        monkeypatch.setattr(jax, "devices", lambda seen=seen: [SimpleNamespace(memory_stats=lambda: seen)])
+        memory = found.memory()
+        parts = [memory[part] for part in ("arguments", "results", "temporaries", "aliases")]
+        assert memory["planned"] == sum(parts)
+        assert memory["arguments"] >= 4 * parameter_count(work)
+        assert memory["bytes"] == (10**9 if seen else memory["planned"])
 
 
 def test_processor_time_of_a_waiting_process_is_counted(monkeypatch):

@@ -65,7 +65,7 @@ def _forward_of_part(x: Array, kernel: Array) -> Array:
     if x.shape[-1] <= IMAGE and x.shape[2] % 2 == 0:
         return _forward_of_pairs(x, kernel)
     if x.shape[1] * x.shape[2] > MOTE or x.shape[3] < WIDE:
-        return _convolve(x, kernel)
+        return _convolve_by_size(x, kernel)
     return jnp.tensordot(_neighbours(_neighbours(x, 2), 1), kernel, 3)  # patches [B, H, W, 3, 3, C]
 
 
@@ -77,7 +77,7 @@ def _forward_of_pairs(x: Array, kernel: Array) -> Array:
     return both.reshape(*x.shape[:3], -1)
 
 
-def _convolve(x: Array, kernel: Array) -> Array:
+def _convolve_by_size(x: Array, kernel: Array) -> Array:
     # On tiny images the transformed kernel is as large as they are; bfloat16 would round the sums before the products.
     pays = x.shape[1] * x.shape[2] > TINY and min(kernel.shape[2:]) >= WIDE and x.dtype.itemsize >= 4
     return _convolve_rows_by_twos(x, kernel) if pays and x.shape[1] % 2 == 0 else convolve(x, kernel)
@@ -102,7 +102,7 @@ def _convolve_rows_by_twos(x: Array, kernel: Array) -> Array:
 
 def _input_gradient(x: Array, kernel: Array, g: Array) -> Array:
     if not _is_tiny(x):  # JAX's own transpose is as fast, but takes five times as long in a loop, as of `accumulate`
-        return _convolve(g, kernel[::-1, ::-1].swapaxes(2, 3))
+        return _convolve_by_size(g, kernel[::-1, ::-1].swapaxes(2, 3))
     h, w = x.shape[1:3]
     # The kernel first: as it lies, it is the left side of a product, and as the right side it would be transposed.
     parts = lax.dot_general(kernel, g, (((3,), (3,)), ((), ()))).transpose(3, 4, 5, 0, 1, 2)
