@@ -37,7 +37,7 @@ class Conv3x3(nn.Module):
         channels = sum(part.shape[-1] for part in parts)
         kernel = self.param("kernel", nn.initializers.he_normal(), (3, 3, channels, self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        kernel, bias, *images = nn.dtypes.promote_dtype(kernel, bias, *parts, dtype=self.dtype)
+        bias, *images = nn.dtypes.promote_dtype(bias, *parts, dtype=self.dtype)
         return conv3x3(tuple(images), kernel, bias)
 
 

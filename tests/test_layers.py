@@ -287,6 +287,40 @@ def test_gradients_in_bfloat16_are_rounded_once():
     np.testing.assert_allclose(found.astype(jnp.float32), exact, rtol=2**-8, atol=1e-3)
 
 
+def test_a_kernel_is_rounded_anew_for_the_backward_pass_and_no_copy_waits_for_it():
+    x, bias = jnp.asarray(draw((1, 4, 4, 8)), jnp.bfloat16), jnp.zeros(4, jnp.bfloat16)
+    kernel, g = draw((3, 3, 8, 4), seed=1), jnp.asarray(draw((1, 4, 4, 4), seed=2), jnp.bfloat16)
+
+    def gradient(dtype):
+        return jax.vjp(lambda kernel: conv3x3((x,), kernel.astype(dtype), bias), kernel)
+
+    (_, late), (_, early) = gradient(jnp.float32), gradient(jnp.bfloat16)
+    assert late(g)[0].dtype == jnp.float32
+    np.testing.assert_array_equal(late(g)[0], early(g)[0])
+    kept = [{leaf.dtype for leaf in jax.tree.leaves(f) if leaf.shape == kernel.shape} for f in (late, early)]
+    assert kept == [{jnp.dtype("float32")}, {jnp.dtype("bfloat16")}]
+    barriers = [
+        str(jax.make_jaxpr(lambda g, dtype=dtype: gradient(dtype)[1](g))(g)).count("optimization_barrier")
+        for dtype in (jnp.float32, jnp.bfloat16)
+    ]
+    assert barriers == [1, 0]  # without it, XLA would round once and keep that
+
+
+def test_a_kernel_of_wider_numbers_has_second_derivatives_and_batches():
+    x, bias = jnp.asarray(draw((3, 2, 4, 4, 8)), jnp.bfloat16), jnp.zeros(4, jnp.bfloat16)
+    kernel = draw((3, 3, 8, 4), seed=1)
+
+    def size(kernel, x, dtype):
+        slope = jax.grad(lambda k: jnp.sum(conv3x3((x,), k.astype(dtype), bias).astype(jnp.float32) ** 2))(kernel)
+        return jnp.sum(slope**2)
+
+    late, early = (
+        jax.vmap(jax.grad(partial(size, dtype=dtype)), (None, 0))(kernel, x) for dtype in (jnp.float32, jnp.bfloat16)
+    )
+    assert late.shape == (3, *kernel.shape)
+    np.testing.assert_allclose(late, early, rtol=2**-6, atol=1e-2 * np.abs(early).max())
+
+
 def test_a_rate_close_to_one_still_keeps_something():
     x = jnp.ones((1, 64, 64, 64))
     out = ReluDropout(1 - 1e-6, deterministic=False).apply({}, x, rngs={"dropout": jax.random.key(0)})

@@ -19,12 +19,13 @@ def conv3x3(parts: Parts, kernel: Array, bias: Array) -> Array:
 
     Args:
       parts: images `[B, H, W, C_i]` with C channels in all, taken as concatenated.
-      kernel: `[3, 3, C, D]`, of the same dtype.
-      bias: `[D]`, of the same dtype.
+      kernel: `[3, 3, C, D]`, of any floating dtype; it is rounded to that of the images.
+      bias: `[D]`, of the dtype of the images.
 
     Returns:
-      `[B, H, W, D]`, of the same dtype.
+      `[B, H, W, D]`, of the dtype of the images. The kernel's gradient has the kernel's dtype.
     """
+    kernel = kernel.astype(bias.dtype)
     return lax.platform_dependent(parts, kernel, bias, cpu=cpu.forward, cuda=cuda.forward, default=plain.forward)
 
 
@@ -33,8 +34,20 @@ def _fwd(parts: Parts, kernel: Array, bias: Array) -> tuple[Array, tuple[Parts, 
 
 
 def _bwd(residuals: tuple[Parts, Array], g: Array) -> tuple[Parts, Array, Array]:
-    gradients = lax.platform_dependent(*residuals, g, cpu=cpu.gradients, cuda=cuda.gradients, default=plain.gradients)
-    return *gradients, lax.reduce_sum(g, (0, 1, 2))
+    parts, kernel = residuals
+    rounded, g = _rounded_late(kernel, g)
+    slopes, slope = lax.platform_dependent(
+        parts, rounded, g, cpu=cpu.gradients, cuda=cuda.gradients, default=plain.gradients
+    )
+    return slopes, slope.astype(kernel.dtype), lax.reduce_sum(g, (0, 1, 2))
+
+
+def _rounded_late(kernel: Array, g: Array) -> tuple[Array, Array]:
+    """The kernel in the dtype of `g`, once `g` is there: XLA would keep the forward pass' copies of all layers."""
+    if kernel.dtype == g.dtype:
+        return kernel, g
+    kernel, g = lax.optimization_barrier((kernel, g))
+    return kernel.astype(g.dtype), g
 
 
 conv3x3.defvjp(_fwd, _bwd)
