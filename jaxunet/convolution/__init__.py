@@ -15,7 +15,7 @@ __all__ = ["conv3x3"]
 LARGE = 2**20
 """Numbers of a kernel from which it is rounded anew for the backward pass, so that no copy waits there.
 
-Seven kernels of the documented network have 93 % of the numbers; for the others a copy costs less than another pass.
+Seven kernels of the documented network have 92 % of the numbers; for the others a copy costs less than another pass.
 """
 
 
