@@ -48,8 +48,8 @@ class Options(Network):
     """Keep all processes between turns. --no_resident starts each turn anew, where memory does not hold all of them."""
     together: bool = False
     """Start and compile contenders of all workloads at the same time, where a machine with many processors is at hand
-    for a short time. First steps then share the processors; turns are taken one at a time all the same. What is compiled
-    is kept for a later run if the environment says where: JAX_COMPILATION_CACHE_DIR, TORCHINDUCTOR_CACHE_DIR."""
+    for a short time. First steps then share the processors; turns are taken one at a time all the same. What is
+    compiled is kept for a later run if the environment says where: JAX_COMPILATION_CACHE_DIR, TORCHINDUCTOR_CACHE_DIR."""
     patience: float = 1800.0
     """Seconds that a contender may take for an answer, and all of them to compile --together; who takes longer is left
     out."""
