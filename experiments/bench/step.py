@@ -49,7 +49,7 @@ class Options(Network):
     together: bool = False
     """Start and compile contenders of all workloads at the same time, where a machine with many processors is at hand
     for a short time. First steps then share the processors; turns are taken one at a time all the same. What is
-    compiled is kept for a later run if the environment says where: JAX_COMPILATION_CACHE_DIR, TORCHINDUCTOR_CACHE_DIR."""
+    compiled is kept for a later run where the environment says: JAX_COMPILATION_CACHE_DIR, TORCHINDUCTOR_CACHE_DIR."""
     patience: float = 1800.0
     """Seconds that a contender may take for an answer, and all of them to compile --together; who takes longer is left
     out."""
