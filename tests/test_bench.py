@@ -27,6 +27,7 @@ from experiments.bench import (
     scaling,
     steady,
     step,
+    step_report,
     trace,
     worker,
 )
@@ -250,6 +251,20 @@ def test_processes_that_compile_together_share_the_processors_and_keep_the_users
     assert given(together=True) == caches | {"TORCHINDUCTOR_COMPILE_THREADS": str(rounds.PROCESSORS)}
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "kept")
     assert given() == {"TORCHINDUCTOR_CACHE_DIR": "here/inductor"}
+
+
+def test_first_steps_that_may_find_compiled_programs_are_marked_in_the_report():
+    content = {
+        "machine": {"processor": "2 x CPU", "device": "cpu"},
+        "peaks": {"copy": 1e9},
+        "results": [],
+        "absent": {},
+        "failed": {},
+        "idle_cpu_share": 0.0,
+    }
+    said = "first steps may find programs compiled before: JAX_COMPILATION_CACHE_DIR is set"
+    assert said in step_report.notes({**content, "kept_caches": ["JAX_COMPILATION_CACHE_DIR"]})
+    assert said not in step_report.notes({**content, "kept_caches": []})
 
 
 def test_memory_of_a_step_is_what_the_device_counted_or_else_the_plan(monkeypatch):

@@ -23,6 +23,9 @@ from experiments.bench.workload import Workload
 if TYPE_CHECKING:
     from rich.console import Console
 
+CACHES = {"JAX_COMPILATION_CACHE_DIR": "xla", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
+"""Variables that say where compiled programs are kept, and the folder for them in this run's own."""
+
 TASKS, LOSSES, DTYPES = ("train", "predict"), ("bce", "hybrid"), ("float32", "bfloat16")
 
 
@@ -106,7 +109,8 @@ def measure(options: Options, console: "Console | None" = None) -> dict[str, Any
       console: where the progress is shown; default standard output.
 
     Returns:
-      `{"machine", "peaks", "results", "absent", "failed", "idle_cpu_share"}`, what the JSON file holds.
+      `{"machine", "peaks", "results", "absent", "failed", "idle_cpu_share", "kept_caches"}`, what the JSON
+      file holds.
 
     Raises:
       WorkerError: the machine cannot be described.
@@ -161,6 +165,7 @@ def measure(options: Options, console: "Console | None" = None) -> dict[str, Any
         "absent": absent,
         "failed": failed,
         "idle_cpu_share": share,
+        "kept_caches": [name for name in CACHES if name in os.environ],
     }
 
 
@@ -168,7 +173,7 @@ def seats_of(work: Workload, names: Sequence[str], options: Options, folder: str
     """A place for each contender in a workload; `folder` keeps what they compile, unless the environment names one."""
     from experiments.bench.rounds import Seat, shared_processors
 
-    caches = {"JAX_COMPILATION_CACHE_DIR": f"{folder}/xla", "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor"}
+    caches = {name: f"{folder}/{kind}" for name, kind in CACHES.items()}
     environment = caches | (shared_processors() if options.together else {})
     environment = {name: value for name, value in environment.items() if name not in os.environ}
     return [Seat(name, work, environment, options.resident, options.seconds, options.patience) for name in names]

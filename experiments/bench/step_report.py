@@ -81,6 +81,8 @@ def notes(content: Mapping[str, Any]) -> list[str]:
     )
     lines += [f"absent: {CONTENDERS[name].label} ({reason})" for name, reason in content["absent"].items()]
     lines += [f"failed: {reason}" for reason in content["failed"].values()]
+    if content["kept_caches"]:
+        lines.append(f"first steps may find programs compiled before: {', '.join(content['kept_caches'])} is set")
     share = content["idle_cpu_share"]
     if share > 0.01:
         lines.append(f"warning: processes that waited used {100 * share:.1f} % of a processor")
