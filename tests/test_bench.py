@@ -22,6 +22,7 @@ from experiments.bench import (
     jax_programs,
     losses,
     machine,
+    plan,
     results,
     rounds,
     scaling,
@@ -340,6 +341,8 @@ def test_the_rate_is_that_of_the_largest_matrix_that_takes_little_time(monkeypat
         (["--rounds=0", "--batch=4,0"], "2 problems:\n  batch=4,0: must be at least 1\n  rounds=0: must be at least 1"),
         (["steady", "--steps=10"], "steps=10: must be at least four blocks of 20"),
         (["scaling", "--loss=dise"], "loss=dise: must be bce or hybrid"),
+        (["plan", "--devices=2,0", "--batch="], "2 problems:\n  devices=2,0: must be at least 1\n  batch=: must be"),
+        (["plan", "--devices=8,12", "--target=README.md"], "devices=12: GPUs come in nodes of 8, must be a multiple"),
         (["losses", "--only=dise"], "only: unknown 'dise'; known are bce, "),
         (["trace", "--dropout_rate=0.2"], "dropout_rate=0.2: times num_layers it must be from 0 to below 1"),
         (["--json=tests/test_bench.py"], "--json=tests/test_bench.py exists already: name another file"),
@@ -400,7 +403,7 @@ class Here:
 @pytest.fixture
 def here(tmp_path, monkeypatch, capsys):
     """Runs a command in this process and returns what it printed and its figures."""
-    for module in (losses, machine, scaling, steady, trace):
+    for module in (losses, machine, plan, scaling, steady, trace):
         monkeypatch.setattr(module, "Worker", Here)
     monkeypatch.setattr(allocator, "keep_freed_memory", lambda: False)  # which would hold for all tests of this process
     monkeypatch.setenv("COLUMNS", "200")
@@ -472,6 +475,49 @@ def test_scaling_exchanges_the_gradients_once(here):
     assert gradients <= reduced <= gradients + 64  # and some scalars of the loss
     assert one["efficiency"] == 1
     assert "the devices are simulated" in out
+
+
+PARAMETERS = 4 * parameter_count(Workload(size=16, base_filters=2, num_layers=1))
+
+
+def test_a_plan_says_what_a_step_holds_does_and_exchanges(here):
+    out, content = here("plan", *TINY, "--devices=1,2", "--batch=3", "--loss=bce")
+    one, two = content["results"]
+    assert [(row["devices"], row["batch"]) for row in (one, two)] == [(1, 3), (2, 6)]
+    state, inputs = 3 * PARAMETERS + 2 * 4, 3 * (16 * 16 * 4 + 4)  # parameters, moments, two counts; images and weights
+    assert one["memory"]["arguments"] == two["memory"]["arguments"] == state + inputs
+    _, step = jax_programs.jaxunet_step(Workload(loss="bce", size=16, batch=3, base_filters=2, num_layers=1))
+    assert one["memory"] == jax_programs.planned(step.compile())
+    assert one["flops"] == step.flops() == two["flops"]
+    assert one["bytes_moved"] == pytest.approx(step.bytes_accessed(), rel=0.1)
+    assert (one["collectives"], one["bytes_exchanged"]) == ([], 0)
+    exchanged = sum(found["bytes"] for found in two["collectives"] if found["kind"] == "all-reduce")
+    assert PARAMETERS <= exchanged <= PARAMETERS + 64
+    assert "planned for cpu" in out
+    assert "all-reduce (f32)" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "least", "most"),
+    [
+        (["--task=predict"], PARAMETERS + 16 * 16 * 3, 0),
+        (["--shard_optimizer", "--devices=2"], 2 * PARAMETERS + 16 * 16 * 4, 0.2 * PARAMETERS),  # biases are copied
+    ],
+)
+def test_a_plan_shows_what_options_save(here, words, least, most):
+    _, content = here("plan", *TINY, "--batch=1", *words)
+    (row,) = content["results"]
+    assert least <= row["memory"]["arguments"] <= least + most
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [(["--target=v0:2x2"], "target=v0:2x2: no file and no TPU topology"), (["--devices=64"], "has 8 devices, 64 were")],
+)
+def test_a_plan_for_what_is_not_there_is_refused(words, reason, here, capsys):
+    with pytest.raises(AssertionError):
+        here("plan", *TINY, *words)
+    assert reason in capsys.readouterr().err
 
 
 @pytest.mark.slow

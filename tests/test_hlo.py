@@ -86,6 +86,38 @@ def test_bytes_are_those_of_operands_and_result():
     assert elements("f32[]") == []
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, y: x[8:12],
+        lambda x, y: x[8:12] + y[:4] * x[:4],
+        lambda x, y: x[:4] @ y,
+        lambda x, y: jax.lax.dynamic_slice(x, (y[0, 0].astype(int), 0), (4, 64)) * 2,
+        lambda x, y: x[:4] + x.sum(0),  # which reads all of it all the same
+        lambda x, y: jax.lax.dynamic_update_slice(x, y[:4] * 2, (8, 0)),
+        lambda x, y: jax.lax.dynamic_update_slice(x, x[:4] * 2, (y[0, 0].astype(int), 0)),
+    ],
+)
+def test_of_what_is_used_in_part_the_part_is_moved_as_xla_counts(function):
+    program = compiled(function, (64, 64), (64, 64))
+    module = Module(program.as_text())
+    counted = sum(runs * module.bytes_moved(operation) for operation, runs in module.scheduled())
+    assert counted == pytest.approx(program.cost_analysis()["bytes accessed"], rel=0.02)
+
+
+def test_what_a_loop_runs_is_scheduled_and_what_a_fusion_holds_is_not():
+    def function(x, y):
+        return jax.lax.fori_loop(0, 5, lambda step, x: jnp.sin(x @ y) + 1, x)
+
+    program = compiled(function, (16, 16), (16, 16))
+    module = Module(program.as_text())
+    runs = {operation.opcode: runs for operation, runs in module.scheduled() if "dot" in operation.label}
+    assert list(runs.values()) == [5]
+    inside = {instruction.opcode for instruction, _ in module.scheduled()}
+    assert "while" not in inside
+    assert "sine" not in inside or "fusion" not in inside
+
+
 def test_an_instruction_names_its_layer():
     module = Module(ASYNCHRONOUS)
     assert module.name == "jit_train_step"
@@ -96,6 +128,7 @@ def test_an_instruction_names_its_layer():
 def test_an_exchange_that_runs_beside_other_work_is_told_from_one_that_waits():
     beside, waiting = Module(ASYNCHRONOUS).collectives()
     assert (beside["kind"], beside["asynchronous"], beside["bytes"]) == ("all-reduce", True, 256)
+    assert (beside["types"], waiting["types"]) == (["f32"], ["bf16", "f32"])
     assert (beside["overlapped_operations"], beside["overlapped_flops"]) == (2, 2 * 8 * 8 * 8)
     assert (waiting["kind"], waiting["asynchronous"], waiting["bytes"]) == ("all-reduce", False, 256 + 144)
     assert waiting["overlapped_operations"] == 0

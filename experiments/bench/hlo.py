@@ -5,6 +5,7 @@ import functools
 import math
 import re
 from collections.abc import Iterator
+from typing import Any
 
 _ELEMENT = re.compile(r"\b(pred|[suf]\d+|bf16|f8\w*|c64|c128)\[([\d,]*)\]")
 _CALLED = re.compile(
@@ -19,6 +20,10 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "coll
 CONTAINERS = ("while", "call", "conditional")
 """Instructions that run others, which are seen as well."""
 
+_SLICES = ("slice", "dynamic-slice")
+
+_UPDATE = "dynamic-update-slice"
+
 _FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast")
 
 
@@ -31,6 +36,7 @@ class Instruction:
       opcode: such as `fusion` or `convolution`.
       shape: text of the result's type, a tuple's in parentheses.
       operands: names.
+      arguments: the text of the operands; of a parameter, its number.
       attributes: the rest of the line.
     """
 
@@ -38,6 +44,7 @@ class Instruction:
     opcode: str
     shape: str
     operands: tuple[str, ...]
+    arguments: str
     attributes: str
 
     @property
@@ -115,9 +122,30 @@ class Module:
         return sum(self.flops(inner) for body in self._called(instruction) for inner in body.values())
 
     def bytes_moved(self, instruction: Instruction) -> int:
-        """Bytes of its operands and its result: the least traffic to memory, if nothing stays in a cache."""
-        shapes = [self._named[name].shape for name in set(instruction.operands) if name in self._named]
-        return sum(size(shape) for shape in (instruction.shape, *shapes))
+        """Bytes that it reads and writes: the least traffic to memory, if nothing stays in a cache.
+
+        Those of its result and its operands; of an operand that is only sliced, those of the slices; of one that is
+        overwritten in part, those of the part.
+        """
+        body = list(self._called(instruction)[0].values()) if instruction.opcode == "fusion" else []
+        read = sum(self._bytes_read(name, instruction, body) for name in set(instruction.operands) & self._named.keys())
+        last = body[-1] if body else instruction
+        return read + size(self._named[last.operands[1]].shape if last.opcode == _UPDATE else instruction.shape)
+
+    def _bytes_read(self, operand: str, instruction: Instruction, body: list[Instruction]) -> int:
+        whole = size(self._named[operand].shape)
+        if body:
+            places = [str(place) for place, name in enumerate(instruction.operands) if name == operand]
+            names = {inner.name for inner in body if inner.opcode == "parameter" and inner.arguments in places}
+        else:
+            body, names = [instruction], {operand}
+        parts = 0
+        for use in body:
+            if names & set(use.operands):
+                if use.opcode not in (*_SLICES, _UPDATE) or names & set(use.operands[1:]):
+                    return whole
+                parts += size(use.shape) if use.opcode in _SLICES else 0
+        return min(whole, parts)
 
     def _called(self, instruction: Instruction) -> list[dict[str, Instruction]]:
         return [self.computations[name] for name in self._names_called(instruction)]
@@ -142,15 +170,28 @@ class Module:
 
         return {name: runs(name) for name in self.computations}
 
-    def collectives(self) -> list[dict[str, object]]:
+    def scheduled(self) -> Iterator[tuple[Instruction, int]]:
+        """The operations that run by themselves, not as a part of another, and how often each does."""
+        reached = [self.entry]
+        for body in reached:
+            for instruction in body.values():
+                if instruction.opcode in CONTAINERS:
+                    reached += self._called(instruction)
+        for name, body in self.computations.items():
+            if any(body is other for other in reached):
+                for instruction in body.values():
+                    if instruction.opcode not in (*_FREE, *CONTAINERS):
+                        yield instruction, self._runs[name]
+
+    def collectives(self) -> list[dict[str, Any]]:
         """What the devices exchange.
 
         Returns:
-          For each exchange `{"kind", "name", "runs", "bytes", "asynchronous", "overlapped_operations",
-          "overlapped_flops"}`: how often it takes place, the bytes that a device hands in each time, and the work
-          scheduled between its start and its end.
+          For each exchange `{"kind", "name", "runs", "bytes", "types", "asynchronous", "overlapped_operations",
+          "overlapped_flops"}`: how often it takes place, the bytes that a device hands in each time and their types,
+          and the work scheduled between its start and its end.
         """
-        found: list[dict[str, object]] = []
+        found: list[dict[str, Any]] = []
         for computation, body in self.computations.items():
             order = list(body.values())
             for index, instruction in enumerate(order):
@@ -166,6 +207,7 @@ class Module:
                         "name": instruction.name,
                         "runs": self._runs[computation],
                         "bytes": sum(map(size, operands)),
+                        "types": sorted({kind for shape in operands for kind, _ in _ELEMENT.findall(shape)}),
                         "asynchronous": started,
                         "overlapped_operations": len(between),
                         "overlapped_flops": sum(self.flops(inner) for inner in between),
@@ -204,8 +246,9 @@ def _read(line: str) -> Instruction | None:
         return None
     start = end + opcode.end() - 1
     stop = start + _closing(rest[start:])
-    operands = tuple(_NAME.findall(rest[start : stop + 1]))
-    return Instruction(head.group(1), opcode.group(1), rest[:end], operands, rest[stop + 1 :])
+    arguments = rest[start + 1 : stop]
+    operands = tuple(_NAME.findall(arguments))
+    return Instruction(head.group(1), opcode.group(1), rest[:end], operands, arguments, rest[stop + 1 :])
 
 
 def _closing(text: str) -> int:

@@ -48,22 +48,19 @@ class Compiled:
             probabilities = self.step(self.state, *self.inputs)
         jax.block_until_ready(probabilities)
 
+    def compile(self) -> Any:
+        """The optimised program; state and inputs may be shapes."""
+        return self.step.lower(self.state, *self.inputs).compile()  # type: ignore[attr-defined]
+
     def memory(self) -> dict[str, int]:
         """Bytes of a step: what the device saw at most, or what the compiler planned where the device does not count.
 
         The plan is arguments, results and temporaries, less the results that overwrite arguments. A process that
         compiles for a GPU may see more than that: trials of algorithms take memory too.
         """
-        plan = self.step.lower(self.state, *self.inputs).compile().memory_analysis()  # type: ignore[attr-defined]
-        parts = {
-            "arguments": plan.argument_size_in_bytes,
-            "results": plan.output_size_in_bytes,
-            "temporaries": plan.temp_size_in_bytes,
-            "aliases": -plan.alias_size_in_bytes,
-        }
-        planned = sum(parts.values())
+        parts = planned(self.compile())
         seen = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-        return {"bytes": planned if seen is None else seen, "planned": planned, **parts}
+        return {"bytes": parts["planned"] if seen is None else seen, **parts}
 
     def flops(self) -> float:
         """Floating-point operations of a step, by XLA's own count of the program before optimisation, as on a CPU."""
@@ -72,12 +69,23 @@ class Compiled:
 
     def bytes_accessed(self) -> float:
         """Bytes that the operations of the optimised program read and write, by XLA's own count."""
-        costs = self.step.lower(self.state, *self.inputs).compile().cost_analysis()  # type: ignore[attr-defined]
-        return (costs or {}).get("bytes accessed", 0.0)
+        return (self.compile().cost_analysis() or {}).get("bytes accessed", 0.0)
 
     def hlo(self) -> str:
         """The optimised program as text."""
-        return self.step.lower(self.state, *self.inputs).compile().as_text()  # type: ignore[attr-defined]
+        return self.compile().as_text()
+
+
+def planned(compiled: jax.stages.Compiled) -> dict[str, int]:
+    """Bytes of a program on one device, as the compiler planned them, and what they are made of."""
+    plan: Any = compiled.memory_analysis()
+    parts = {
+        "arguments": plan.argument_size_in_bytes,
+        "results": plan.output_size_in_bytes,
+        "temporaries": plan.temp_size_in_bytes,
+        "aliases": -plan.alias_size_in_bytes,
+    }
+    return {"planned": sum(parts.values()), **parts}
 
 
 def parameters(tree: Any) -> int:

@@ -10,6 +10,9 @@ from experiments.config import raise_problems
 
 T = TypeVar("T")
 
+LOSSES = ("bce", "hybrid")
+"""Those that every contender has."""
+
 
 def _listed(kind: Callable[[str], Any]) -> PrimitiveConstructorSpec[Any]:
     """Values separated by commas, as in all programs here."""
@@ -83,3 +86,8 @@ def at_least(least: int, **values: int | Sequence[int]) -> list[str]:
             given = ",".join(map(str, numbers))
             found.append(f"{option}={given}: must be at least {least}")
     return found
+
+
+def known_loss(loss: str) -> list[str]:
+    """What is wrong with the name of the loss."""
+    return [] if loss in LOSSES else [f"loss={loss}: must be {' or '.join(LOSSES)}"]

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from experiments.bench.options import Network, Numbers, at_least, parse
+from experiments.bench.options import Network, Numbers, at_least, known_loss, parse
 from experiments.bench.workers import Worker
 from experiments.bench.workload import Workload
 
@@ -37,8 +37,7 @@ class Options(Network):
         """What is wrong with the values."""
         found = [*super().problems(), *at_least(1, batch=self.batch, rounds=self.rounds)]
         found += at_least(1, devices=self.devices) if self.devices else []
-        if self.loss not in ("bce", "hybrid"):
-            found.append(f"loss={self.loss}: must be bce or hybrid")
+        found += known_loss(self.loss)
         return found
 
 
@@ -120,10 +119,11 @@ def _powers(count: int) -> tuple[int, ...]:
 
 
 def describe(collectives: Sequence[dict[str, Any]]) -> str:
-    """How many exchanges of which kind, and how many of them run beside other work."""
+    """How many exchanges of which kind and number formats, and how many of them run beside other work."""
     kinds: dict[str, int] = {}
     for collective in collectives:
-        kinds[collective["kind"]] = kinds.get(collective["kind"], 0) + collective["runs"]
+        kind = f"{collective['kind']} ({', '.join(collective['types'])})"
+        kinds[kind] = kinds.get(kind, 0) + collective["runs"]
     overlapping = sum(collective["runs"] for collective in collectives if collective["overlapped_operations"])
     if not kinds:
         return "none"

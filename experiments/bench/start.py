@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
-from experiments.bench.options import Network, at_least, parse
+from experiments.bench.options import Network, at_least, known_loss, parse
 from experiments.bench.workers import Worker
 from experiments.bench.workload import Workload
 
@@ -33,8 +33,7 @@ class Options(Network):
     def problems(self) -> list[str]:
         """What is wrong with the values."""
         found = [*super().problems(), *at_least(1, batch=self.batch, rounds=self.rounds)]
-        if self.loss not in ("bce", "hybrid"):
-            found.append(f"loss={self.loss}: must be bce or hybrid")
+        found += known_loss(self.loss)
         return found
 
 

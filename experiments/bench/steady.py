@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.bench.options import Network, at_least, parse
+from experiments.bench.options import Network, at_least, known_loss, parse
 from experiments.bench.workers import Worker
 from experiments.bench.workload import Workload
 
@@ -31,8 +31,7 @@ class Options(Network):
         found = [*super().problems(), *at_least(1, batch=self.batch, block=self.block)]
         if self.block >= 1 and self.steps < 4 * self.block:
             found.append(f"steps={self.steps}: must be at least four blocks of {self.block}")
-        if self.loss not in ("bce", "hybrid"):
-            found.append(f"loss={self.loss}: must be bce or hybrid")
+        found += known_loss(self.loss)
         return found
 
 

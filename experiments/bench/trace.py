@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from experiments.bench.options import Network, at_least, parse
+from experiments.bench.options import Network, at_least, known_loss, parse
 from experiments.bench.workers import Worker
 from experiments.bench.workload import Workload
 
@@ -37,8 +37,7 @@ class Options(Network):
     def problems(self) -> list[str]:
         """What is wrong with the values."""
         found = [*super().problems(), *at_least(1, batch=self.batch, steps=self.steps)]
-        if self.loss not in ("bce", "hybrid"):
-            found.append(f"loss={self.loss}: must be bce or hybrid")
+        found += known_loss(self.loss)
         if not 0 <= self.least <= 100:
             found.append(f"least={self.least}: must be from 0 to 100 percent")
         return found
