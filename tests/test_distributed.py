@@ -65,6 +65,16 @@ if rank == 0:
     np.savez(sys.argv[1], processes=count, **parts)
 """
 
+LATE = """
+import dataclasses, time, jax
+from experiments import processes
+from experiments.config import Config
+processes.start_processes(dataclasses.replace(Config(), distributed=True))
+with processes.together("reading"):
+    time.sleep(40 * jax.process_index())
+print("met")
+"""
+
 pytestmark = pytest.mark.timeout(900)
 
 
@@ -96,7 +106,11 @@ def pair(command, env, cwd, *, each=((), ()), code=0):
         )
         for rank in range(2)
     ]
-    outputs = [process.communicate(timeout=500)[0] for process in processes]
+    try:
+        outputs = [process.communicate(timeout=500)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     codes = [process.returncode for process in processes]
     assert all(codes) if code is None else codes == [code, code], "\n".join(outputs)
     return outputs
@@ -110,6 +124,13 @@ def test_two_processes_step_like_one(tmp_path):
     assert (one["devices"], one["processes"], two["devices"], two["processes"]) == (1, 1, 2, 2)
     for name in set(one.files) - {"devices", "processes"}:
         np.testing.assert_allclose(one[name], two[name], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_process_that_needs_longer_for_its_files_is_waited_for(tmp_path):
+    """On CPUs the first exchange connects the processes, which must all have come within 30 seconds."""
+    outputs = pair([sys.executable, "-c", LATE], environment(tmp_path), tmp_path)
+    assert all("met" in output for output in outputs)
 
 
 @pytest.mark.slow
