@@ -30,7 +30,7 @@ def start_processes(config: Config) -> None:
 
     address, count, rank = (os.environ.get(f"JAX_{n}") for n in ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID"))
     jax.distributed.initialize(address, int(count) if count else None, int(rank) if rank else None)
-    _gather(np.zeros(1))  # the first exchange connects CPUs, within 30 seconds: now, before one reads longer than others
+    _gather(np.zeros(1))  # the first exchange connects CPUs, within 30 seconds: now, before one reads for longer
 
 
 class PeerError(RuntimeError):
