@@ -31,6 +31,7 @@ from experiments.bench import (
     step_report,
     trace,
     worker,
+    workers,
 )
 from experiments.bench.__main__ import COMMANDS, main
 from experiments.bench.rounds import Seat, ValueMismatchError, check_values, compete, part, start_together
@@ -494,6 +495,13 @@ def test_a_plan_says_what_a_step_holds_does_and_exchanges(here):
     assert PARAMETERS <= exchanged <= PARAMETERS + 64
     assert "planned for cpu" in out
     assert "all-reduce (f32)" in out
+
+
+def test_simulated_devices_leave_the_users_flags(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_one=1 --xla_force_host_platform_device_count=8")
+    first, *_, last = workers.with_simulated_devices(2).split()
+    assert first == "--xla_one=1"
+    assert last == "--xla_force_host_platform_device_count=2"  # which is the one that counts
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.bench.options import Network, Numbers, at_least, known_loss, parse
-from experiments.bench.workers import Worker
+from experiments.bench.workers import Worker, with_simulated_devices
 from experiments.bench.workload import Workload
 
 NODE = 8
@@ -158,7 +158,7 @@ def measure(options: Options) -> dict[str, Any]:
     if options.target:
         environment = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
     else:  # of no effect but on a CPU
-        environment = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={max(options.devices)}"}
+        environment = {"XLA_FLAGS": with_simulated_devices(max(options.devices))}
     rows = []
     program = ("the compiler", "experiments.bench.plan:program", {**arguments, "work": dataclasses.asdict(work)})
     with Worker(*program, environment=environment) as worker:

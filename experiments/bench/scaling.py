@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from experiments.bench.options import Network, Numbers, at_least, known_loss, parse
-from experiments.bench.workers import Worker
+from experiments.bench.workers import Worker, with_simulated_devices
 from experiments.bench.workload import Workload
 
 SIMULATED = (1, 2, 4, 8)
@@ -82,7 +82,7 @@ def measure(options: Options) -> dict[str, Any]:
         for count in counts:
             work = Workload(batch=count * options.batch, loss=options.loss, dtype=options.dtype, **network)
             arguments = {"devices": count, "work": dataclasses.asdict(work)}
-            flags = f"--xla_force_host_platform_device_count={count}"  # of no effect on other platforms
+            flags = with_simulated_devices(count)
             workers[count] = Worker(
                 f"{count} devices",
                 "experiments.bench.scaling:program",

@@ -22,6 +22,11 @@ ENVIRONMENT = {
 }
 
 
+def with_simulated_devices(count: int) -> str:
+    """The user's `XLA_FLAGS` and so many devices of a CPU; of no effect on other platforms."""
+    return f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}".strip()
+
+
 class WorkerError(RuntimeError):
     """A process of the benchmark failed; the message names it and what it said."""
 
