@@ -41,7 +41,7 @@ class Options(Network):
     seconds: float = 1.0
     """Least duration of a turn."""
     steps: int = 3
-    """Training steps a turn, on one resident batch and with each cache; 0 leaves them out."""
+    """Training steps a round, on one resident batch and with each cache; 0 leaves them out."""
 
     def problems(self) -> list[str]:
         """What is wrong with the values."""
@@ -124,7 +124,7 @@ def caches(data: "Prepared", options: Options) -> tuple[dict[str, Turn], list[It
 
 
 def steps(data: "Prepared", options: Options) -> dict[str, Callable[[], float]]:
-    """Seconds of a training step, with one batch that lies on the device and with each cache; hybrid loss."""
+    """A training step, with one batch that lies on the device and with each cache: its seconds; hybrid loss."""
     import jax
     import optax
 
@@ -154,13 +154,12 @@ def steps(data: "Prepared", options: Options) -> dict[str, Callable[[], float]]:
 
         def run(step: Any = step, feed: Any = feed, held: list[Any] = held) -> float:
             start = time.perf_counter()
-            for _ in range(options.steps):
-                _, inputs = next(feed)
-                held[0], metrics = step(held[0], inputs)
-                if isinstance(feed, Feed):
-                    feed.ahead(metrics["loss"])
+            _, inputs = next(feed)
+            held[0], metrics = step(held[0], inputs)
+            if isinstance(feed, Feed):
+                feed.ahead(metrics["loss"])
             jax.block_until_ready(held[0].params)
-            return (time.perf_counter() - start) / options.steps
+            return time.perf_counter() - start
 
         run()  # compiles
         found[name] = run
@@ -193,6 +192,7 @@ def measure(options: Options) -> dict[str, Any]:
     from data_pipeline import open_source
     from data_pipeline.prepare import prepare
     from experiments.bench.results import summarise
+    from experiments.bench.rounds import rotated
 
     size = options.size, options.size
     source = open_source(options.root, size=size, resize=None if options.root is None else False)
@@ -218,9 +218,9 @@ def measure(options: Options) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {}
     if options.steps:
         runs = steps(data, options)
-        for _ in range(options.rounds):
-            for name, run in runs.items():
-                seconds.setdefault(name, []).append(run())
+        for number in range(options.rounds * options.steps):  # one by one, as the machine's speed varies
+            for name in rotated(list(runs), number):
+                seconds.setdefault(name, []).append(runs[name]())
     return {
         "data": data.title,
         "slices": len(data),
@@ -250,8 +250,9 @@ def main(argv: Sequence[str]) -> int:
     if content["absent"]:
         sys.stdout.write(f"no DataLoader: {content['absent']}\n")
     if found := content["step_seconds"]:
-        base = found["resident"]["median"]
-        rows = [[name, f"{one['median']:.4f}", f"{one['median'] / base - 1:+.1%}"] for name, one in found.items()]
+        base = found["resident"]["rounds"]
+        more = {name: results.ratio(one["rounds"], base) - 1 for name, one in found.items()}
+        rows = [[name, f"{one['median']:.4f}", f"{more[name]:+.1%}"] for name, one in found.items()]
         report.table("a training step, by what feeds it", ("", "seconds", "over one resident batch"), rows)
     return 0
 

@@ -178,6 +178,12 @@ def part(seats: Sequence[Seat]) -> None:
         list(pool.map(lambda seat: seat.guard(seat.leave), seats))
 
 
+def rotated(those: Sequence[Any], number: int) -> list[Any]:
+    """The order of a round, which begins with another one each round."""
+    first = number % max(len(those), 1)
+    return [*those[first:], *those[:first]]
+
+
 def compete(seats: Sequence[Seat], rounds: int, advance: Callable[[], None], *, stay: bool = False) -> None:
     """Lets the seats take turns, beginning with another one each round; one process works at a time.
 
@@ -197,8 +203,7 @@ def compete(seats: Sequence[Seat], rounds: int, advance: Callable[[], None], *, 
             advance()
         check_values(seats)
         for number in range(0 if seats and seats[0].resident else 1, rounds):
-            first = number % max(len(seats), 1)
-            for seat in (*seats[first:], *seats[:first]):
+            for seat in rotated(seats, number):
                 seat.guard(seat.turn)
                 advance()
         if not stay:
@@ -226,8 +231,7 @@ def take_turns(workers: Mapping[Any, Worker], rounds: int, least_seconds: float)
         steps[key] = max(1, math.ceil(least_seconds / max(worker.seconds, 1e-6)))
     seconds: dict[Any, list[float]] = {key: [] for key in keys}
     for number in range(rounds):
-        first = number % len(keys)
-        for key in (*keys[first:], *keys[:first]):
+        for key in rotated(keys, number):
             workers[key].call("run", steps=steps[key])
             seconds[key].append(workers[key].seconds / steps[key])
     return seconds

@@ -1,4 +1,8 @@
-"""`python -m experiments.bench steady`: whether time and memory stay level over thousands of steps."""
+"""`python -m experiments.bench steady`: whether time and memory stay level over thousands of steps.
+
+A machine that others use too is slower at one moment than at another. A second process, the witness, takes one step for
+every ten of the first. What slows both down is the machine; what slows down the first alone comes with its many steps.
+"""
 
 import dataclasses
 import statistics
@@ -7,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.bench.options import Network, at_least, known_loss, parse
+from experiments.bench.results import ratio
 from experiments.bench.workers import Worker
 from experiments.bench.workload import Workload
 
@@ -39,24 +44,33 @@ def measure(options: Options) -> dict[str, Any]:
     """Trains and looks at the clock and the memory after every block.
 
     Returns:
-      `{"machine", "step_seconds": a block, "resident_bytes": a block, "quarters": [{"step_seconds", "resident_bytes"}],
-      "time_ratio": last over first quarter, "bytes_a_step": slope of the last three quarters}`.
+      `{"machine", "step_seconds": a block, "witness_seconds": of the steps that follow it, "resident_bytes": a block,
+      "quarters": [{"step_seconds", "over_witness", "resident_bytes"}], "time_ratio": `over_witness` of the last quarter
+      over that of the first, "bytes_a_step": slope of the last three quarters}`.
     """
     network = {name: getattr(options, name) for name in ("size", "base_filters", "num_layers", "dropout_rate")}
-    work = Workload(batch=options.batch, loss=options.loss, **network)
-    seconds, resident = [], []
-    with Worker("jaxunet", "experiments.bench.jax_programs:jaxunet", dataclasses.asdict(work)) as worker:
+    work = dataclasses.asdict(Workload(batch=options.batch, loss=options.loss, **network))
+    program, few = "experiments.bench.jax_programs:jaxunet", max(1, options.block // 10)
+    seconds, witnessed, resident = [], [], []
+    with Worker("jaxunet", program, work) as worker, Worker("the witness", program, work) as witness:
         machine = worker.call("describe")
-        for _ in range(3):
-            worker.call("run", steps=1)
+        for one in (worker, witness):
+            for _ in range(3):
+                one.call("run", steps=1)
         for _ in range(options.steps // options.block):
             worker.call("run", steps=options.block)
             seconds.append(worker.seconds / options.block)
             resident.append(worker.call("resident_bytes"))
+            witness.call("run", steps=few)
+            witnessed.append(witness.seconds / few)
     quarter = len(seconds) // 4
     parts = [slice(0, quarter), slice(quarter, 2 * quarter), slice(2 * quarter, 3 * quarter), slice(3 * quarter, None)]
     quarters = [
-        {"step_seconds": statistics.median(seconds[part]), "resident_bytes": statistics.median(resident[part])}
+        {
+            "step_seconds": statistics.median(seconds[part]),
+            "over_witness": ratio(seconds[part], witnessed[part]),
+            "resident_bytes": statistics.median(resident[part]),
+        }
         for part in parts
     ]
     late = resident[quarter:]
@@ -64,9 +78,10 @@ def measure(options: Options) -> dict[str, Any]:
     return {
         "machine": machine,
         "step_seconds": seconds,
+        "witness_seconds": witnessed,
         "resident_bytes": resident,
         "quarters": quarters,
-        "time_ratio": quarters[-1]["step_seconds"] / quarters[0]["step_seconds"],
+        "time_ratio": quarters[-1]["over_witness"] / quarters[0]["over_witness"],
         "bytes_a_step": slope,
     }
 
@@ -81,13 +96,18 @@ def main(argv: Sequence[str]) -> int:
     content = measure(options)
     results.write_json(options.json, "steady", dataclasses.asdict(options), content)
     rows = [
-        [name, results.milliseconds(quarter["step_seconds"]), f"{quarter['resident_bytes'] / 1e6:.1f}"]
+        [
+            name,
+            results.milliseconds(quarter["step_seconds"]),
+            f"{quarter['over_witness']:.3f}",
+            f"{quarter['resident_bytes'] / 1e6:.1f}",
+        ]
         for name, quarter in zip(("first", "second", "third", "last"), content["quarters"], strict=True)
     ]
     title = f"{options.steps} training steps, {options.loss}, batch {options.batch} of {options.size}x{options.size}x3"
-    report.table(title, ("quarter", "ms a step, median", "process MB, median"), rows)
+    report.table(title, ("quarter", "ms a step, median", "over the witness", "process MB, median"), rows)
     sys.stdout.write(
-        f"last quarter over first: {content['time_ratio']:.3f}; "
+        f"last quarter over first, beside the witness: {content['time_ratio']:.3f}; "
         f"memory after the first quarter: {content['bytes_a_step'] / 1e3:+.3f} kB a step\n"
     )
     return 0
