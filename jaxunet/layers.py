@@ -110,8 +110,8 @@ class Conv1x1(nn.Module):
         """Returns `[B, H, W, features]` in `dtype`."""
         kernel = self.param("kernel", nn.initializers.glorot_uniform(), (1, 1, x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        return x @ kernel[0, 0] + bias
+        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+        return _plus(x @ kernel[0, 0], bias)
 
 
 class UpConv(nn.Module):
@@ -136,10 +136,15 @@ class UpConv(nn.Module):
         b, h, w, c = x.shape
         kernel = self.param("kernel", nn.initializers.glorot_uniform(), (2, 2, c, self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
         matrix = kernel.transpose(2, 0, 1, 3).reshape(c, 4 * self.features)
         blocks = (x.reshape(-1, c) @ matrix).reshape(b, h, w, 2, 2, self.features)
-        return blocks.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, self.features) + bias
+        return _plus(blocks.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, self.features), bias)
+
+
+def _plus(x: Array, bias: Array) -> Array:
+    """`x + bias` in the dtype of `x`; the gradient of the bias is summed in its own, where bfloat16 would lose most."""
+    return x + jnp.broadcast_to(bias, x.shape).astype(x.dtype)
 
 
 def max_pool(x: Array) -> Array:
@@ -147,7 +152,12 @@ def max_pool(x: Array) -> Array:
 
     Where values tie, the whole gradient goes to the first pixel of the window in row-major order, as in TensorFlow and
     `flax.linen.max_pool`. Ties are the common case, because the background of an MRI slice is constant.
+
+    Raises:
+      ValueError: H or W is odd.
     """
+    if x.shape[1] % 2 or x.shape[2] % 2:
+        raise ValueError(f"max_pool needs an even height and width, got images of {x.shape[1]}x{x.shape[2]}")
     return lax.platform_dependent(x, cuda=_max_pool_cuda, default=_max_pool)
 
 

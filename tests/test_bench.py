@@ -190,6 +190,7 @@ def test_times_of_programs_that_find_other_losses_are_never_compared():
         check_values([seat("jaxunet", 1.0), seat("flax", 1.001)])
     with pytest.raises(ValueMismatchError, match="pytorch_bf16"):
         check_values([seat("jaxunet", 1.0), seat("pytorch_bf16", 1.1)])
+    check_values([seat("jaxunet_bf16", 1.002), seat("flax", 1.0)])  # the reference is the one that rounds
     learning_otherwise = seat("keras", 1.0, (1.0, 0.95, 0.9))
     with pytest.raises(ValueMismatchError, match="keras"):
         check_values([seat("jaxunet", 1.0), learning_otherwise])
@@ -488,8 +489,13 @@ def test_a_plan_says_what_a_step_holds_does_and_exchanges(here):
     assert one["memory"]["arguments"] == two["memory"]["arguments"] == state + inputs
     _, step = jax_programs.jaxunet_step(Workload(loss="bce", size=16, batch=3, base_filters=2, num_layers=1))
     assert one["memory"] == jax_programs.planned(step.compile())
-    assert one["flops"] == step.flops() == two["flops"]
-    assert one["bytes_moved"] == pytest.approx(step.bytes_accessed(), rel=0.1)
+    forward = 2 * sum(
+        math.prod(shape) * places
+        for shape, places in products(Workload(size=16, base_filters=2, num_layers=1, batch=3))
+    )
+    assert 2.5 * forward < one["flops"] < 4 * forward  # and two gradients, and pairs of pixels at once
+    assert two["flops"] == one["flops"]
+    assert one["bytes_moved"] == pytest.approx(step.bytes_accessed())
     assert (one["collectives"], one["bytes_exchanged"]) == ([], 0)
     exchanged = sum(found["bytes"] for found in two["collectives"] if found["kind"] == "all-reduce")
     assert PARAMETERS <= exchanged <= PARAMETERS + 64

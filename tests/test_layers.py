@@ -123,6 +123,12 @@ def test_max_pool_has_a_forward_derivative():
     np.testing.assert_array_equal(derivative, picked)
 
 
+@pytest.mark.parametrize("shape", [(1, 3, 4, 1), (1, 4, 5, 1)])
+def test_max_pool_of_an_odd_number_of_rows_or_columns_is_refused(shape):
+    with pytest.raises(ValueError, match="needs an even height and width, got images of"):
+        max_pool(jnp.zeros(shape))
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_max_pool_keeps_the_dtype(dtype):
     assert max_pool(jnp.zeros((1, 2, 2, 1), dtype)).dtype == dtype
@@ -287,6 +293,25 @@ def test_gradients_in_bfloat16_are_rounded_once():
     np.testing.assert_allclose(found.astype(jnp.float32), exact, rtol=2**-8, atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("layer", [Conv3x3, Conv1x1, UpConv])
+def test_gradients_of_biases_are_summed_in_float32(layer, dtype):
+    x = draw((1, 64, 64, 2))
+    params = jax.tree.map(jnp.asarray, layer(3).init(jax.random.key(0), x)["params"])
+
+    def gradient(dtype):  # that of a sum: one for each pixel
+        total = lambda params: layer(3, dtype=dtype).apply({"params": params}, x).astype(jnp.float32).sum()  # noqa: E731
+        return jax.grad(total)(params)["bias"]
+
+    np.testing.assert_array_equal(gradient(dtype), gradient(jnp.float32))
+
+
+def test_the_gradient_of_tiny_images_does_not_depend_on_them():
+    x, kernel, g = jnp.full((1, 4, 4, 64), jnp.inf), draw((3, 3, 64, 64)), draw((1, 4, 4, 64), seed=1)
+    gradient = jax.vjp(lambda x: without_bias((x,), kernel), x)[1](g)[0]
+    np.testing.assert_allclose(gradient, jax.vjp(lambda x: plain.convolve(x, kernel), 0 * g)[1](g)[0], atol=1e-4)
+
+
 def test_a_large_kernel_is_rounded_anew_for_the_backward_pass_and_no_copy_waits_for_it(monkeypatch):
     monkeypatch.setattr(convolution, "LARGE", 0)
     x, bias = jnp.asarray(draw((1, 4, 4, 8)), jnp.bfloat16), jnp.zeros(4, jnp.bfloat16)
@@ -326,8 +351,9 @@ def test_a_kernel_of_wider_numbers_has_second_derivatives_and_batches(monkeypatc
 
 
 def test_a_rate_close_to_one_still_keeps_something():
-    x = jnp.ones((1, 64, 64, 64))
+    x = jnp.ones((4, 64, 64, 64))
     out = ReluDropout(1 - 1e-6, deterministic=False).apply({}, x, rngs={"dropout": jax.random.key(0)})
+    assert 0 < np.count_nonzero(out) < 64  # one of 65 536 values, so 16
     assert np.isfinite(out).all()
 
 

@@ -248,3 +248,39 @@ def test_global_batch_splits_rows_in_order_and_keeps_dtypes():
 def test_global_batch_refuses_rows_that_do_not_divide():
     with pytest.raises(ValueError, match=r"batch\['mask'\] has 6 rows, which do not divide among 4 devices"):
         global_batch({"image": np.zeros((8, 2)), "mask": np.zeros((6, 2))}, make_mesh(jax.devices()[:4]))
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("channels", [2, 16, 64])  # XLA's own gradient, strips in a loop, tiny images
+def test_convolutions_have_their_gradients_inside_of_shard_map(channels, check_vma):
+    mesh = make_mesh(jax.devices()[:2])
+    x, kernel = (
+        jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(4, 8, 8, channels), (3, 3, channels, 64)])
+    )
+    split, whole = PartitionSpec("data"), PartitionSpec()
+
+    def size(parameters, x):
+        return jnp.sum(jnp.sin(conv3x3((x,), *parameters)))
+
+    def of_a_part(parameters, x):
+        slopes = jax.grad(size)(parameters, x)
+        return slopes if check_vma else jax.lax.psum(slopes, "data")  # a checked map knows that a sum is due
+
+    parts = jax.shard_map(of_a_part, mesh=mesh, in_specs=(whole, split), out_specs=whole, check_vma=check_vma)
+    parameters = kernel, jnp.zeros(64)
+    expected, found = (jax.jit(f)(parameters, x) for f in (jax.grad(size), parts))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * abs(b).max()), found, expected)
+
+
+def test_the_network_trains_inside_of_shard_map():
+    def of_a_part(params, image):
+        apply = functools.partial(NETWORK.apply, rngs={"dropout": jax.random.key(1)})
+        return jax.grad(lambda params: jnp.mean(apply({"params": params}, image, train=True)))(params)
+
+    image = jnp.zeros((2, 8, 8, 3))
+    params = NETWORK.init(jax.random.key(0), image)["params"]
+    mesh, split = make_mesh(jax.devices()[:2]), PartitionSpec("data")
+    found = jax.jit(jax.shard_map(of_a_part, mesh=mesh, in_specs=(PartitionSpec(), split), out_specs=PartitionSpec()))(
+        params, image
+    )
+    assert np.abs(found["head"]["bias"] - 2) < 1e-5  # 1 on each device

@@ -183,6 +183,14 @@ class Module:
                     if instruction.opcode not in (*_FREE, *CONTAINERS):
                         yield instruction, self._runs[name]
 
+    def total_bytes(self) -> int:
+        """Bytes that all operations read and write, each as often as it runs."""
+        return sum(runs * self.bytes_moved(operation) for operation, runs in self.scheduled())
+
+    def total_flops(self) -> float:
+        """Floating-point operations of all convolutions and matrix products, each as often as it runs."""
+        return sum(runs * self.flops(operation) for operation, runs in self.scheduled())
+
     def collectives(self) -> list[dict[str, Any]]:
         """What the devices exchange.
 

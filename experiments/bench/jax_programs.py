@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import allocator
 from experiments.bench import flax_unet
+from experiments.bench.hlo import Module
 from experiments.bench.workload import ADAM, LEARNING_RATE, Workload, images_and_masks, weights
 from jaxunet import TrainState, UNet
 from jaxunet.losses import LOSSES
@@ -63,13 +63,19 @@ class Compiled:
         return {"bytes": parts["planned"] if seen is None else seen, **parts}
 
     def flops(self) -> float:
-        """Floating-point operations of a step, by XLA's own count of the program before optimisation, as on a CPU."""
+        """Floating-point operations of a step, by XLA's own count of the program before optimisation, as on a CPU.
+
+        It takes the body of a loop once, so it is short of the operations of a program with loops.
+        """
         lowered = self.step.trace(self.state, *self.inputs).lower(lowering_platforms=("cpu",))  # type: ignore[attr-defined]
         return (lowered.cost_analysis() or {}).get("flops", 0.0)
 
-    def bytes_accessed(self) -> float:
-        """Bytes that the operations of the optimised program read and write, by XLA's own count."""
-        return (self.compile().cost_analysis() or {}).get("bytes accessed", 0.0)
+    def bytes_accessed(self) -> int:
+        """Bytes that the operations of the optimised program read and write, each as often as it runs.
+
+        XLA's own count takes the body of a loop once, however often it runs.
+        """
+        return Module(self.hlo()).total_bytes()
 
     def hlo(self) -> str:
         """The optimised program as text."""
@@ -120,7 +126,6 @@ def jaxunet_step(work: Workload, devices: int = 1) -> tuple[UNet, Compiled]:
 
 def jaxunet(**arguments: Any) -> dict[str, Callable[..., Any]]:
     """The library; the arguments are those of `Workload`."""
-    allocator.keep_freed_memory()  # as all programs here do
     work = Workload(**arguments)
     model, compiled = jaxunet_step(work)
     return _functions(work, model, compiled, LOSSES[work.loss].fn)

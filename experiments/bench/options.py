@@ -15,11 +15,13 @@ LOSSES = ("bce", "hybrid")
 
 
 def _listed(kind: Callable[[str], Any]) -> PrimitiveConstructorSpec[Any]:
-    """Values separated by commas, as in all programs here."""
+    """Values separated by commas, as in all programs here; one that is given twice counts once."""
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar="A,B",
-        instance_from_str=lambda words: tuple(kind(word) for word in words[0].replace(" ", "").split(",") if word),
+        instance_from_str=lambda words: tuple(
+            dict.fromkeys(kind(word) for word in words[0].replace(" ", "").split(",") if word)
+        ),
         is_instance=lambda value: isinstance(value, tuple),
         str_from_instance=lambda value: [",".join(map(str, value))],
     )

@@ -128,13 +128,13 @@ def program(target: str, remat: bool, shard_optimizer: bool, work: dict[str, Any
         chosen = devices_of(target, devices)
         compiled = step(chosen, devices * batch).compile()
         module = Module(compiled.as_text())
-        operations, collectives = list(module.scheduled()), module.collectives()
+        collectives = module.collectives()
         return {
             "device": chosen[0].device_kind,
             "memory": planned(compiled),
-            "flops": step(jax.devices()[:1], batch).flops(),  # which only a device that is here can count
-            "bytes_moved": sum(runs * module.bytes_moved(operation) for operation, runs in operations),
-            "operations": sum(runs for _, runs in operations),
+            "flops": module.total_flops(),
+            "bytes_moved": module.total_bytes(),
+            "operations": sum(runs for _, runs in module.scheduled()),
             "collectives": collectives,
             "bytes_exchanged": sum(found["runs"] * found["bytes"] for found in collectives),
         }

@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -87,10 +87,11 @@ class Seat:
         )
 
     def prepare(self, limit: float) -> None:
-        """Starts the process and lets it compile what it can without measuring the device, until a moment at most."""
+        """Starts the process and lets it compile what it can ahead of its first step, until a moment at most."""
         patience, self.patience = self.patience, max(limit - time.monotonic(), 0.001)
         self.build()
         assert self._worker is not None
+        self._worker.patience = max(limit - time.monotonic(), 0.001)
         self._worker.call("prepare")
         self._prepared = self._worker.seconds
         self.patience = self._worker.patience = patience
@@ -154,9 +155,10 @@ def shared_processors() -> dict[str, str]:
 
 
 def start_together(seats: Sequence[Seat], patience: float) -> None:
-    """Starts many processes and compiles in them at the same time; one at a time then makes its first steps.
+    """Starts many processes and compiles in them at the same time; then one at a time makes its first steps.
 
-    What a framework tries out on the device to choose an algorithm, it tries in those first steps.
+    XLA and cuDNN try out algorithms in those first steps, alone. What PyTorch's compiler tries out on the device while
+    it compiles, it tries beside others that compile.
 
     Args:
       seats: the contenders; those that take part without compiling anything ahead begin.
@@ -166,10 +168,9 @@ def start_together(seats: Sequence[Seat], patience: float) -> None:
     at_once = max(2, (os.cpu_count() or 1) // PROCESSORS)
     order = sorted(seats, key=lambda seat: CONTENDERS[seat.name].compiled)
     with ThreadPoolExecutor(at_once) as pool:
-        prepared = {pool.submit(seat.guard, partial(seat.prepare, limit)): seat for seat in order}
-        for done in as_completed(prepared):
-            done.result()
-            prepared[done].guard(prepared[done].start)
+        list(pool.map(lambda seat: seat.guard(partial(seat.prepare, limit)), order))
+    for seat in order:
+        seat.guard(seat.start)
 
 
 def part(seats: Sequence[Seat]) -> None:
@@ -249,7 +250,8 @@ def check_values(seats: Sequence[Seat]) -> None:
     named = {seat.name: seat for seat in present}
     reference = named[baseline(present[0].name, list(named)) or present[0].name]
     for seat in present:
-        exact = CONTENDERS[seat.name].dtype == "float32" and seat.facts["platform"] == "cpu"
+        dtypes = {CONTENDERS[one.name].dtype for one in (seat, reference)}
+        exact = dtypes == {"float32"} and seat.facts["platform"] == "cpu"
         tolerance = TOLERANCE["float32" if exact else "reduced"]
         pairs = [(seat.facts["value"], reference.facts["value"])]
         if seat.work.dropout_rate == 0 and seat.work.task == "train":

@@ -77,7 +77,11 @@ def notes(content: Mapping[str, Any]) -> list[str]:
     ]
     lines.append(
         "% matmul: these operations in the time, of the measured peak. % copy: the bytes that the operations of the "
-        "compiled program read and write, of the measured peak; only XLA counts them, caches may serve them"
+        "compiled program read and write, of the measured peak; only XLA lists them, caches may serve them"
+    )
+    lines.append(
+        "step MB: what the device saw at most; on a CPU, the plan of JAX's compiler, or what PyTorch's profiler saw. "
+        "process MB: all that the process had at most, compiling included"
     )
     lines += [f"absent: {CONTENDERS[name].label} ({reason})" for name, reason in content["absent"].items()]
     lines += [f"failed: {reason}" for reason in content["failed"].values()]
@@ -91,12 +95,12 @@ def notes(content: Mapping[str, Any]) -> list[str]:
 
 def to_markdown(content: Mapping[str, Any], options: "Options") -> str:
     """The README's table: a row a workload and contender, and below it what the figures rest on."""
-    columns = ("", "ms a step", "least to most", "x ours", "images/s", "step MB", "first step s", "% matmul", "% copy")
+    columns = ("", *COLUMNS[1:8], "% matmul", "% copy")
     rows = []
     for work in options.workloads():
         for result in select(content["results"], work):
             name, *figures = cells(result)
-            rows.append([f"{describe(work)}, batch {work.batch}: {name}", *figures[:5], *figures[6:]])
+            rows.append([f"{describe(work)}, batch {work.batch}: {name}", *figures])
     lines = "\n".join(f"- {line}" for line in notes(content))
     size = f"{options.size}x{options.size}x3"
     words = f"Images of {size}, {options.rounds} rounds, dropout {options.dropout_rate:g} a level."

@@ -5,6 +5,7 @@
 """
 
 import jax
+import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxunet.convolution import cpu, cuda, plain
@@ -19,7 +20,6 @@ Seven kernels of the documented network have 92 % of the numbers; for the others
 """
 
 
-@jax.custom_vjp
 def conv3x3(parts: Parts, kernel: Array, bias: Array) -> Array:
     """Images convolved with a kernel, zero padding, plus a bias; differentiable in reverse mode, any number of times.
 
@@ -29,14 +29,20 @@ def conv3x3(parts: Parts, kernel: Array, bias: Array) -> Array:
       bias: `[D]`, of the dtype of the images.
 
     Returns:
-      `[B, H, W, D]`, of the dtype of the images. The kernel's gradient has the kernel's dtype.
+      `[B, H, W, D]`, of the dtype of the images. The gradients of kernel and bias have their dtypes, and are summed in
+      float32 at least.
     """
+    return _conv3x3(parts, plain.varying_as(parts[0], kernel), plain.varying_as(parts[0], bias))
+
+
+@jax.custom_vjp
+def _conv3x3(parts: Parts, kernel: Array, bias: Array) -> Array:
     kernel = kernel.astype(bias.dtype)
     return lax.platform_dependent(parts, kernel, bias, cpu=cpu.forward, cuda=cuda.forward, default=plain.forward)
 
 
 def _fwd(parts: Parts, kernel: Array, bias: Array) -> tuple[Array, tuple[Parts, Array]]:
-    return conv3x3(parts, kernel, bias), (parts, kernel)
+    return _conv3x3(parts, kernel, bias), (parts, kernel)
 
 
 def _bwd(residuals: tuple[Parts, Array], g: Array) -> tuple[Parts, Array, Array]:
@@ -45,7 +51,7 @@ def _bwd(residuals: tuple[Parts, Array], g: Array) -> tuple[Parts, Array, Array]
     slopes, slope = lax.platform_dependent(
         parts, rounded, g, cpu=cpu.gradients, cuda=cuda.gradients, default=plain.gradients
     )
-    return slopes, slope.astype(kernel.dtype), lax.reduce_sum(g, (0, 1, 2))
+    return slopes, slope.astype(kernel.dtype), jnp.sum(g, (0, 1, 2))
 
 
 def _rounded_late(kernel: Array, g: Array) -> tuple[Array, Array]:
@@ -55,4 +61,4 @@ def _rounded_late(kernel: Array, g: Array) -> tuple[Array, Array]:
     return kernel.astype(g.dtype), g
 
 
-conv3x3.defvjp(_fwd, _bwd)
+_conv3x3.defvjp(_fwd, _bwd)

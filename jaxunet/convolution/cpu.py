@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxunet.convolution.plain import Parts, convolve, kernel_gradient, one_kernel_a_pixel, split
+from jaxunet.convolution.plain import Parts, convolve, kernel_gradient, one_kernel_a_pixel, split, varying_as
 
 IMAGE = 4
 """Channels up to which two pixels are convolved at once."""
@@ -104,7 +104,8 @@ def _input_gradient(x: Array, kernel: Array, g: Array) -> Array:
     # The kernel first: as it lies, it is the left side of a product, and as the right side it would be transposed.
     parts = lax.dot_general(kernel, g, (((3,), (3,)), ((), ()))).transpose(3, 4, 5, 0, 1, 2)
     parts = jnp.pad(parts, ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0), (0, 0)))
-    return sum((parts[:, 2 - i : 2 - i + h, 2 - j : 2 - j + w, i, j] for i in range(3) for j in range(3)), start=0 * x)
+    first, *others = (parts[:, 2 - i : 2 - i + h, 2 - j : 2 - j + w, i, j] for i in range(3) for j in range(3))
+    return sum(others, start=first)
 
 
 def _kernel_gradient(x: Array, g: Array) -> Array:
@@ -126,7 +127,7 @@ def _kernel_gradient(x: Array, g: Array) -> Array:
         return total + _kernel_gradient_of_strip(strip, slopes), None
 
     zeros = jnp.zeros((3, 3, x.shape[-1], g.shape[-1]), jnp.promote_types(x.dtype, jnp.float32))
-    return lax.scan(add_strip, zeros, jnp.arange(0, height, rows))[0].astype(x.dtype)
+    return lax.scan(add_strip, varying_as(x, zeros), jnp.arange(0, height, rows))[0].astype(x.dtype)
 
 
 def _kernel_gradient_of_strip(x: Array, g: Array) -> Array:

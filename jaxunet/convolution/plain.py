@@ -28,8 +28,17 @@ def convolve(x: Array, kernel: Array) -> Array:
 
 def kernel_gradient(x: Array, g: Array) -> Array:
     """The kernel's gradient of `convolve`: `[3, 3, C, D]`."""
-    kernel = jnp.zeros((3, 3, x.shape[-1], g.shape[-1]), x.dtype)
+    kernel = varying_as(x, jnp.zeros((3, 3, x.shape[-1], g.shape[-1]), x.dtype))
     return jax.vjp(lambda kernel: convolve(x, kernel), kernel)[1](g)[0]
+
+
+def varying_as(x: Array, other: Array) -> Array:
+    """`other` as something that differs between the devices, where `x` does inside of `jax.shard_map`.
+
+    What arrives the same on all devices gets the sum of their gradients; this says where that sum is taken.
+    """
+    axes = tuple(jax.typeof(x).mat.varying - jax.typeof(other).mat.varying)
+    return lax.pcast(other, axes, to="varying") if axes else other
 
 
 def split(joined: Array, parts: Sequence[Array], axis: int) -> list[Array]:
