@@ -5,6 +5,9 @@ import sys
 
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # of malloc.h
 
+ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_ARENA_MAX": "1"}
+"""Variables that say the same to a process of any program."""
+
 
 def keep_freed_memory() -> bool:
     """Tells the C library to keep large blocks that are freed, and returns whether it does.

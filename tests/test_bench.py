@@ -258,16 +258,26 @@ def test_processes_that_compile_together_share_the_processors_and_keep_the_users
 
 def test_first_steps_that_may_find_compiled_programs_are_marked_in_the_report():
     content = {
-        "machine": {"processor": "2 x CPU", "device": "cpu"},
+        "machine": {"processor": "2 x CPU", "device": "cpu", "platform": "cpu"},
         "peaks": {"copy": 1e9},
         "results": [],
         "absent": {},
         "failed": {},
+        "keep_freed_memory": True,
         "idle_cpu_share": 0.0,
     }
     said = "first steps may find programs compiled before: JAX_COMPILATION_CACHE_DIR is set"
     assert said in step_report.notes({**content, "kept_caches": ["JAX_COMPILATION_CACHE_DIR"]})
     assert said not in step_report.notes({**content, "kept_caches": []})
+
+
+def test_whose_memory_is_kept_is_said_and_given_to_all_on_demand():
+    def environment(**options):
+        (seat,) = step.seats_of(Workload(), ["pytorch"], step.Options(**options), "here")
+        return seat.environment
+
+    assert allocator.ENVIRONMENT.items() <= environment(keep_freed_memory=True).items()
+    assert not allocator.ENVIRONMENT.keys() & environment().keys()
 
 
 def test_memory_of_a_step_is_what_the_device_counted_or_else_the_plan(monkeypatch):

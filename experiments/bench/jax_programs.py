@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.allocator import keep_freed_memory
 from experiments.bench import flax_unet
 from experiments.bench.hlo import Module
 from experiments.bench.workload import ADAM, LEARNING_RATE, Workload, images_and_masks, weights
@@ -126,6 +127,7 @@ def jaxunet_step(work: Workload, devices: int = 1) -> tuple[UNet, Compiled]:
 
 def jaxunet(**arguments: Any) -> dict[str, Callable[..., Any]]:
     """The library; the arguments are those of `Workload`."""
+    keep_freed_memory()  # as all programs here do
     work = Workload(**arguments)
     model, compiled = jaxunet_step(work)
     return _functions(work, model, compiled, LOSSES[work.loss].fn)

@@ -48,10 +48,12 @@ def jaxunet(size: int, batch: int) -> dict[str, Callable[..., Any]]:
     import jax
     import jax.numpy as jnp
 
+    from experiments.allocator import keep_freed_memory
     from experiments.bench.jax_programs import device_names
     from experiments.bench.workload import Workload, images_and_masks
     from jaxunet.losses import LOSSES
 
+    keep_freed_memory()  # as all programs here do
     masks = jnp.asarray(images_and_masks(Workload(size=size, batch=batch))[1])
     logits = jax.random.normal(jax.random.key(0), masks.shape)
     compiled = {name: jax.jit(jax.value_and_grad(loss.fn)) for name, loss in LOSSES.items()}

@@ -43,9 +43,11 @@ class Options(Network):
 
 def program(devices: int, work: dict[str, Any]) -> dict[str, Callable[..., Any]]:
     """What the worker serves: the library's step over the first `devices` devices."""
+    from experiments.allocator import keep_freed_memory
     from experiments.bench.hlo import Module
     from experiments.bench.jax_programs import jaxunet_step
 
+    keep_freed_memory()  # as all programs here do
     _, compiled = jaxunet_step(Workload(**work), devices)
     return {"run": compiled.train, "collectives": lambda: Module(compiled.hlo()).collectives()}
 

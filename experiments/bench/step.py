@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments import allocator
 from experiments.bench.contenders import BASELINE, CONTENDERS, baseline
 from experiments.bench.options import Names, Network, Numbers, at_least, check_names, parse
 from experiments.bench.workload import Workload
@@ -56,6 +57,9 @@ class Options(Network):
     patience: float = 1800.0
     """Seconds that a contender may take for an answer, and all of them to compile --together; who takes longer is left
     out."""
+    keep_freed_memory: bool = False
+    """Let the C library of every contender keep memory that was freed, as all programs here do on CPUs. Otherwise the
+    others have what their users have who set nothing."""
     write_readme: bool = False
     """Replace the table between the marks in the file of --readme."""
     readme: str = "README.md"
@@ -109,8 +113,8 @@ def measure(options: Options, console: "Console | None" = None) -> dict[str, Any
       console: where the progress is shown; default standard output.
 
     Returns:
-      `{"machine", "peaks", "results", "absent", "failed", "idle_cpu_share", "kept_caches"}`, what the JSON
-      file holds.
+      `{"machine", "peaks", "results", "absent", "failed", "keep_freed_memory", "idle_cpu_share", "kept_caches"}`,
+      what the JSON file holds.
 
     Raises:
       WorkerError: the machine cannot be described.
@@ -164,6 +168,7 @@ def measure(options: Options, console: "Console | None" = None) -> dict[str, Any
         "results": results,
         "absent": absent,
         "failed": failed,
+        "keep_freed_memory": options.keep_freed_memory,
         "idle_cpu_share": share,
         "kept_caches": [name for name in CACHES if name in os.environ],
     }
@@ -175,6 +180,7 @@ def seats_of(work: Workload, names: Sequence[str], options: Options, folder: str
 
     caches = {name: f"{folder}/{kind}" for name, kind in CACHES.items()}
     environment = caches | (shared_processors() if options.together else {})
+    environment |= allocator.ENVIRONMENT if options.keep_freed_memory else {}
     environment = {name: value for name, value in environment.items() if name not in os.environ}
     return [Seat(name, work, environment, options.resident, options.seconds, options.patience) for name in names]
 

@@ -83,6 +83,9 @@ def notes(content: Mapping[str, Any]) -> list[str]:
         "step MB: what the device saw at most; on a CPU, the plan of JAX's compiler, or what PyTorch's profiler saw. "
         "process MB: all that the process had at most, compiling included"
     )
+    if machine["platform"] == "cpu":
+        whose = "all contenders keep" if content["keep_freed_memory"] else "jaxunet alone keeps"
+        lines.append(f"memory: {whose} what was freed (experiments.allocator)")
     lines += [f"absent: {CONTENDERS[name].label} ({reason})" for name, reason in content["absent"].items()]
     lines += [f"failed: {reason}" for reason in content["failed"].values()]
     if content["kept_caches"]:

@@ -45,10 +45,12 @@ class Options(Network):
 
 def program(**arguments: Any) -> dict[str, Callable[..., Any]]:
     """What the worker serves: the library's step, and a profile of it."""
+    from experiments.allocator import keep_freed_memory
     from experiments.bench.jax_programs import device_names, jaxunet_step
     from experiments.bench.profiles import profile
 
     work = Workload(**arguments)
+    keep_freed_memory()  # as all programs here do
     _, compiled = jaxunet_step(work)
     run = compiled.train if work.task == "train" else compiled.predict
     return {"describe": device_names, "run": run, "profile": lambda steps: profile(run, compiled.hlo(), steps)}

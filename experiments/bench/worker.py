@@ -4,8 +4,6 @@ The function gets the arguments of the first line of standard input and returns 
 calls one of them, `{"call": "run", "arguments": {"steps": 3}}`, and is answered by one line of JSON: the result, the
 seconds it took, and the seconds of processor time that the process used since its last answer, when it should have
 been idle. The end of standard input is the end of the process.
-
-Every process keeps freed memory, as all programs here do: otherwise a comparison would be one of ways to call glibc.
 """
 
 import importlib
@@ -18,8 +16,6 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
-
-from experiments.allocator import keep_freed_memory
 
 
 def serve(functions: dict[str, Callable[..., Any]], requests: TextIO, answers: TextIO) -> None:
@@ -56,7 +52,6 @@ def resident_bytes() -> int:
 
 def main() -> None:
     """Builds what the command line names and serves it."""
-    keep_freed_memory()
     # Frameworks print what they like on standard output: the answers get a descriptor of their own.
     with os.fdopen(os.dup(sys.stdout.fileno()), "w") as answers:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
