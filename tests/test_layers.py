@@ -139,8 +139,8 @@ def test_max_pool_keeps_the_dtype(dtype):
     [
         ((2, 8, 8, 64), 80),
         ((2, 4, 6, 128), 64),
-        ((1, 16, 12, 64), 72),  # two rows at once
-        ((1, 9, 12, 64), 64),  # an odd number of rows
+        ((1, 16, 12, 64), 72),  # four rows at once
+        ((1, 10, 12, 64), 64),  # no whole number of fours
         ((2, 8, 8, 5), 7),
         ((2, 8, 8, 3), 7),  # two pixels at once
         ((2, 6, 5, 3), 4),  # an odd number of pixels
@@ -187,7 +187,7 @@ def test_convolution_and_relu_have_second_derivatives(shape, parts):
     np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-4 * abs(expected).max())
 
 
-def test_two_rows_at_once_are_as_exact_as_one():
+def test_four_rows_at_once_lose_about_one_bit_of_exactness():
     x, kernel, g = draw((1, 16, 16, 128)), draw((3, 3, 128, 64), seed=1), draw((1, 16, 16, 64), seed=2)
 
     def distance(convolve, exact):
@@ -199,10 +199,10 @@ def test_two_rows_at_once_are_as_exact_as_one():
         exact = [np.asarray(exact), np.asarray(slopes(g.astype(np.float64))[0])]
     ours, direct = distance(lambda x, k: without_bias((x,), k), exact), distance(plain.convolve, exact)
     assert not np.array_equal(without_bias((x,), kernel), plain.convolve(x, kernel)), "another form than the plain one"
-    assert all(a <= 2 * b for a, b in zip(ours, direct, strict=True))
+    assert all(a <= 2.5 * b for a, b in zip(ours, direct, strict=True))
 
 
-def test_two_rows_at_once_in_bfloat16_are_those_of_one():
+def test_four_rows_at_once_in_bfloat16_are_those_of_one():
     x, kernel = (jnp.asarray(draw(shape), jnp.bfloat16) for shape in ((1, 16, 16, 64), (3, 3, 64, 64)))
     np.testing.assert_array_equal(without_bias((x,), kernel), plain.convolve(x, kernel))
 
@@ -216,7 +216,9 @@ def test_convolution_in_float64_is_not_rounded():
         assert float((slope * across).sum()) == pytest.approx((two - one) / 2, rel=1e-12)  # a parabola
 
 
-@pytest.mark.parametrize(("shape", "features"), [((2, 8, 8, 3), 4), ((2, 4, 4, 64), 80), ((1, 16, 16, 32), 24)])
+@pytest.mark.parametrize(
+    ("shape", "features"), [((2, 8, 8, 3), 4), ((2, 4, 4, 64), 80), ((1, 16, 16, 32), 24), ((1, 16, 12, 32), 40)]
+)
 def test_convolution_of_parts_is_that_of_their_concatenation(shape, features):
     parts = (draw((*shape[:3], 2 * shape[3])), draw(shape, seed=1))
     params = {"kernel": draw((3, 3, 3 * shape[3], features), seed=2), "bias": draw((features,), seed=3)}
