@@ -147,26 +147,25 @@ def _plus(x: Array, bias: Array) -> Array:
     return x + jnp.broadcast_to(bias, x.shape).astype(x.dtype)
 
 
+@jax.custom_vjp
 def max_pool(x: Array) -> Array:
     """Maximum over 2x2 windows, stride 2: `[B, H, W, C]` to `[B, H/2, W/2, C]`, H and W even.
 
     Where values tie, the whole gradient goes to the first pixel of the window in row-major order, as in TensorFlow and
-    `flax.linen.max_pool`. Ties are the common case, because the background of an MRI slice is constant.
+    `flax.linen.max_pool`. Ties are the common case, because the background of an MRI slice is constant. The gradient is
+    written at once, at the place that the forward pass keeps in a byte for each window: XLA's sum of four arrays with
+    gaps, one for each pixel of a window, takes two to three times as long.
 
     Raises:
       ValueError: H or W is odd.
     """
-    if x.shape[1] % 2 or x.shape[2] % 2:
-        raise ValueError(f"max_pool needs an even height and width, got images of {x.shape[1]}x{x.shape[2]}")
-    return lax.platform_dependent(x, cuda=_max_pool_cuda, default=_max_pool)
-
-
-def _max_pool(x: Array) -> Array:
     return _max_and_place(x)[0]
 
 
 def _max_and_place(x: Array) -> tuple[Array, Array]:
     """The maximum and which of the four pixels it is, 0 to 3."""
+    if x.shape[1] % 2 or x.shape[2] % 2:
+        raise ValueError(f"max_pool needs an even height and width, got images of {x.shape[1]}x{x.shape[2]}")
     rows = [[x[:, i::2, j::2] for j in range(2)] for i in range(2)]
     (top, right), (bottom, low_right) = (_first_max(*row) for row in rows)
     largest, low = _first_max(top, bottom)
@@ -179,20 +178,11 @@ def _first_max(a: Array, b: Array) -> tuple[Array, Array]:
     return jnp.where(first, a, b), ~first
 
 
-@jax.custom_vjp
-def _max_pool_cuda(x: Array) -> Array:
-    """Its gradient is written at once, at the place that the forward pass keeps in a byte for each window.
-
-    XLA's sum of four arrays with gaps, one for each pixel of a window, takes twice as long.
-    """
-    return _max_pool(x)
-
-
-def _max_pool_cuda_bwd(place: Array, g: Array) -> tuple[Array]:
+def _max_pool_bwd(place: Array, g: Array) -> tuple[Array]:
     b, h, w, c = g.shape
     places = jnp.arange(4, dtype=jnp.uint8).reshape(2, 1, 2, 1)
     spread = jnp.where(place[:, :, None, :, None] == places, g[:, :, None, :, None], 0)
     return (spread.reshape(b, 2 * h, 2 * w, c),)
 
 
-_max_pool_cuda.defvjp(_max_and_place, _max_pool_cuda_bwd)
+max_pool.defvjp(_max_and_place, _max_pool_bwd)

@@ -106,21 +106,22 @@ def test_max_pool_gives_a_tie_to_the_first_pixel_in_row_major_order(high):
 
 
 @pytest.mark.parametrize("position", range(4))
-def test_max_pool_propagates_nan_from_every_position(position):
+def test_max_pool_propagates_nan_from_every_position_and_gives_it_the_gradient(position):
     window = np.ones(4, np.float32)
     window[position] = np.nan
-    assert np.isnan(max_pool(jnp.asarray(window.reshape(1, 2, 2, 1)))).all()
+    value, slopes = jax.vjp(max_pool, jnp.asarray(window.reshape(1, 2, 2, 1)))
+    assert np.isnan(value).all()
+    assert np.isnan(slopes(value)[0]).reshape(-1).tolist() == [i == position for i in range(4)]
 
 
-def test_max_pool_has_a_forward_derivative():
-    x, tangent = draw((1, 4, 4, 2)), draw((1, 4, 4, 2), seed=1)
-    out, derivative = jax.jvp(max_pool, (x,), (tangent,))
-    picked = np.zeros_like(np.asarray(out))
-    for i, j, c in itertools.product(range(2), range(2), range(2)):
-        window = x[0, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2, c].reshape(-1)
-        change = tangent[0, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2, c].reshape(-1)
-        picked[0, i, j, c] = change[np.argmax(window)]
-    np.testing.assert_array_equal(derivative, picked)
+def test_max_pool_has_second_derivatives():
+    x = draw((1, 4, 6, 2))
+
+    def slope(pool):
+        energy = jax.grad(lambda x: jnp.sum(pool(x) ** 3))
+        return jax.jit(jax.grad(lambda x: jnp.sum(energy(x) ** 2)))(x)
+
+    np.testing.assert_allclose(slope(max_pool), slope(lambda x: nn.max_pool(x, (2, 2), (2, 2))), rtol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 4, 1), (1, 4, 5, 1)])
@@ -387,18 +388,6 @@ def test_forms_for_gpus_are_flax_conv_in_value_and_gradient(cuda, parts, channel
 
 def test_forms_for_gpus_have_second_derivatives(cuda):
     test_convolution_and_relu_have_second_derivatives((1, 8, 8, 16), parts=2)
-
-
-@pytest.mark.parametrize("values", ["random", "few levels", "constant"])
-def test_max_pool_for_gpus_gives_each_gradient_to_the_same_pixel(values, monkeypatch):
-    x = draw((2, 6, 8, 5))
-    x = {"random": x, "few levels": np.round(x), "constant": np.zeros_like(x)}[values]
-    x[0, 0, 0, 0] = np.nan
-    g = draw((2, 3, 4, 5), seed=1)
-    expected = (max_pool(x), jax.vjp(max_pool, x)[1](g)[0])
-    monkeypatch.setattr(lax, "platform_dependent", lambda x, *, cuda, default: cuda(x))
-    found = (max_pool(x), jax.vjp(max_pool, x)[1](g)[0])
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_a_network_of_forms_for_gpus_learns_the_same(monkeypatch):
