@@ -93,18 +93,27 @@ def _convolve_rows_by_fours(parts: Sequence[Array], kernels: Sequence[Array]) ->
 
     Source: Lavin, Gray 2016, arXiv 1509.09308, section 4.3, in one dimension.
     """
-    products = zip(*map(_six_products, parts, kernels), strict=True)
-    m0, m1, m2, m3, m4, m5 = (sum(others, start=first) for first, *others in products)
+    products = zip(*map(_six_products, map(_every_fourth_row, parts), kernels), strict=True)
+    return _four_rows([sum(others, start=first) for first, *others in products])
+
+
+def _every_fourth_row(x: Array) -> list[Array]:
+    """Rows -1, 3, 7 and so on, rows 0, 4, 8, and so forth to rows 4, 8, 12: six arrays `[B, H / 4, W, C]`."""
+    rows, zero, same = [x[:, i::4] for i in range(4)], jnp.zeros((), x.dtype), (0, 0, 0)
+    before, after = (lax.pad(x, zero, (same, (n, -n, 0), same, same)) for x, n in ((rows[3], 1), (rows[0], -1)))
+    return [before, *rows, after]
+
+
+def _four_rows(products: Sequence[Array]) -> Array:
+    m0, m1, m2, m3, m4, m5 = products
     even, odd, even2, odd2 = m1 + m2, m1 - m2, m3 + m4, m3 - m4
-    rows = m0 + even + even2, odd + 2 * odd2, even + 4 * even2, odd + 8 * odd2 + m5
-    return jnp.stack(rows, axis=2).reshape(*parts[0].shape[:3], -1)
+    rows = jnp.stack([m0 + even + even2, odd + 2 * odd2, even + 4 * even2, odd + 8 * odd2 + m5], axis=2)
+    return rows.reshape(rows.shape[0], -1, *rows.shape[3:])
 
 
-def _six_products(x: Array, kernel: Array) -> list[Array]:
+def _six_products(rows: Sequence[Array], kernel: Array) -> list[Array]:
     """Combinations of rows of images, every fourth, convolved with combinations of rows of the kernel."""
-    d1, d2, d3, d4 = (x[:, i::4] for i in range(4))
-    zero, same = jnp.zeros((), x.dtype), (0, 0, 0)
-    d0, d5 = (lax.pad(d, zero, (same, (n, -n, 0), same, same)) for d, n in ((d4, 1), (d1, -1)))  # the row before, after
+    d0, d1, d2, d3, d4, d5 = rows
     even, odd, even2, odd2 = d4 - 4 * d2, d3 - 4 * d1, d4 - d2, 2 * (d3 - d1)
     images = 4 * d0 - 5 * d2 + d4, even + odd, even - odd, even2 + odd2, even2 - odd2, 4 * d1 - 5 * d3 + d5
     g0, g1, g2 = kernel
@@ -114,10 +123,30 @@ def _six_products(x: Array, kernel: Array) -> list[Array]:
 
 
 def _input_gradient(x: Array, kernel: Array, g: Array) -> Array:
-    if not _is_tiny(x):  # JAX's own transpose is as fast, but takes five times as long in a loop, as of `accumulate`
-        turned = kernel[::-1, ::-1].swapaxes(2, 3)
-        return _convolve_rows_by_fours([g], [turned]) if _saves_by_fours(g, turned) else convolve(g, turned)
-    h, w = x.shape[1:3]
+    if _is_tiny(x):
+        return _input_gradient_of_tiny(kernel, g)
+    kernel = kernel[::-1, ::-1].swapaxes(2, 3)
+    if _saves_by_fours(g, kernel):
+        around = _with_rows_around(g)
+        rows = [around[:, i : i + g.shape[1] : 4] for i in range(6)]
+        return _four_rows(_six_products(rows, kernel))
+    if x.shape[-1] < FEW:
+        return convolve(g, kernel)
+    # JAX's own transpose is as fast, but takes five times as long in a loop, as of `accumulate`
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(_with_rows_around(g), kernel, (1, 1), ((0, 0), (1, 1)), dimension_numbers=numbers)
+
+
+def _with_rows_around(g: Array) -> Array:
+    """A row of zeros before and after, written as `g` is computed and read in its place, as the kernel's gradient does.
+
+    Without the barrier XLA takes the zeros as the convolution's own padding, and computes `g` twice.
+    """
+    return lax.optimization_barrier(jnp.pad(g, ((0, 0), (1, 1), (0, 0), (0, 0))))
+
+
+def _input_gradient_of_tiny(kernel: Array, g: Array) -> Array:
+    h, w = g.shape[1:3]
     # The kernel first: as it lies, it is the left side of a product, and as the right side it would be transposed.
     parts = lax.dot_general(kernel, g, (((3,), (3,)), ((), ()))).transpose(3, 4, 5, 0, 1, 2)
     parts = jnp.pad(parts, ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0), (0, 0)))
@@ -130,8 +159,7 @@ def _kernel_gradient(x: Array, g: Array) -> Array:
         return jnp.einsum("bhwijc,bhwd->ijcd", _neighbours(_neighbours(x, 2), 1), g)
     if x.shape[-1] < FEW:
         return kernel_gradient(x, g)
-    height = x.shape[1]
-    g = jnp.pad(g, ((0, 0), (1, 1), (0, 0), (0, 0)))
+    height, g = x.shape[1], _with_rows_around(g)
     rows = max((rows for rows in range(2, STRIP + 1) if height % rows == 0), default=height)
     if rows == height:
         return _kernel_gradient_of_strip(x, g).astype(x.dtype)
