@@ -138,9 +138,10 @@ def _input_gradient(x: Array, kernel: Array, g: Array) -> Array:
 
 
 def _with_rows_around(g: Array) -> Array:
-    """A row of zeros before and after, written as `g` is computed and read in its place, as the kernel's gradient does.
+    """A row of zeros before and after `g`, which both gradients read.
 
-    Without the barrier XLA takes the zeros as the convolution's own padding, and computes `g` twice.
+    The barrier has XLA compute `g` once, not anew in each combination of its rows, and keeps the zeros from becoming
+    the convolution's own padding, which would leave two arrays in place of one.
     """
     return lax.optimization_barrier(jnp.pad(g, ((0, 0), (1, 1), (0, 0), (0, 0))))
 
