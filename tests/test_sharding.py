@@ -251,11 +251,14 @@ def test_global_batch_refuses_rows_that_do_not_divide():
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
-@pytest.mark.parametrize("channels", [2, 16, 64])  # XLA's own gradient, strips in a loop, tiny images
-def test_convolutions_have_their_gradients_inside_of_shard_map(channels, check_vma):
+@pytest.mark.parametrize(
+    ("channels", "side"),
+    [(2, 8), (16, 8), (64, 8), (32, 12)],  # XLA's own gradient, strips in a loop, tiny images, four rows at once
+)
+def test_convolutions_have_their_gradients_inside_of_shard_map(channels, side, check_vma):
     mesh = make_mesh(jax.devices()[:2])
     x, kernel = (
-        jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(4, 8, 8, channels), (3, 3, channels, 64)])
+        jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(4, side, side, channels), (3, 3, channels, 64)])
     )
     split, whole = PartitionSpec("data"), PartitionSpec()
 
