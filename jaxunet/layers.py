@@ -154,7 +154,7 @@ def max_pool(x: Array) -> Array:
     Where values tie, the whole gradient goes to the first pixel of the window in row-major order, as in TensorFlow and
     `flax.linen.max_pool`. Ties are the common case, because the background of an MRI slice is constant. The gradient is
     written at once, at the place that the forward pass keeps in a byte for each window: XLA's sum of four arrays with
-    gaps, one for each pixel of a window, takes two to three times as long.
+    gaps, one for each pixel of a window, takes twice as long or more.
 
     Raises:
       ValueError: H or W is odd.
