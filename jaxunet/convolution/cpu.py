@@ -88,7 +88,7 @@ def _saves_by_fours(x: Array, kernel: Array) -> bool:
 def _convolve_rows_by_fours(parts: Sequence[Array], kernels: Sequence[Array]) -> Array:
     """Four rows of the sum of convolutions from six products of rows in place of twelve, by minimal filtering F(4, 3).
 
-    Across rows only: in two dimensions it saves half again, but reads and writes more than the products gain. The error
+    Across rows only: in two dimensions it would save half again, for more to read and write (not tried). The error
     in float32 is twice that of the twelve products, 1 to 2 millionths of the result's standard deviation.
 
     Source: Lavin, Gray 2016, arXiv 1509.09308, section 4.3, in one dimension.
