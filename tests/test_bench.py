@@ -549,7 +549,7 @@ def test_steady_shows_a_quarter_beside_another(here):
     seconds, witness = content["step_seconds"], content["witness_seconds"]
     assert len(seconds) == len(witness) == len(content["resident_bytes"]) == len(content["quarters"]) == 4
     assert content["time_ratio"] == pytest.approx(seconds[3] / witness[3] / (seconds[0] / witness[0]))
-    assert "kB a step" in out
+    assert f"memory: {content['bytes_at_first'] / 1e6:+.1f} MB in the first quarter, then" in out
 
 
 def test_operations_of_the_same_kind_are_added_up():
