@@ -20,6 +20,7 @@ from experiments.bench import (
     contenders,
     forms,
     jax_programs,
+    loader,
     losses,
     machine,
     plan,
@@ -315,6 +316,13 @@ def test_a_ratio_is_taken_within_each_round():
     assert results.summarise([1.5])["quartiles"] == [1.5, 1.5]
 
 
+def test_the_interval_of_a_ratio_comes_from_its_order_statistics():
+    ratios = np.random.default_rng(0).permutation(np.arange(1.0, 28.0))
+    # of 27, the 8th and the 20th: the median lies outside with the probability of at most 7 heads or tails in 27 throws
+    assert results.ratio_interval(2 * ratios, [2.0] * 27) == (8.0, 20.0)
+    assert results.ratio_interval([1.0] * 5, [1.0] * 5) is None  # too few for 95 %
+
+
 def test_a_readme_without_one_place_for_the_table_is_refused(tmp_path):
     path = tmp_path / "README.md"
     first, last = results.marks("step")
@@ -541,6 +549,18 @@ def test_a_plan_for_what_is_not_there_is_refused(words, reason, here, capsys):
     with pytest.raises(AssertionError):
         here("plan", *TINY, *words)
     assert reason in capsys.readouterr().err
+
+
+def test_the_loader_is_measured_by_stage_and_by_cache_and_beside_a_resident_batch(here, tmp_path):
+    out, content = here("loader", *TINY, f"--cache_dir={tmp_path}", "--rounds=1", "--seconds=0.02", "--steps=2")
+    places = [f"cache {cache}, {place}" for cache in loader.CACHES for place in ("host", "device")]
+    assert [name for name in content["rates"] if name.startswith("cache")] == places
+    assert all(min(found["rounds"]) > 0 for found in content["rates"].values())
+    assert {name: len(found["rounds"]) for name, found in content["step_seconds"].items()} == dict.fromkeys(
+        ("resident", *loader.CACHES), 2
+    )
+    assert f"no DataLoader: {content['absent']}" in out
+    assert "over one resident batch" in out
 
 
 @pytest.mark.slow

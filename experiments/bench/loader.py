@@ -252,9 +252,20 @@ def main(argv: Sequence[str]) -> int:
     if found := content["step_seconds"]:
         base = found["resident"]["rounds"]
         more = {name: results.ratio(one["rounds"], base) - 1 for name, one in found.items()}
-        rows = [[name, f"{one['median']:.4f}", f"{more[name]:+.1%}"] for name, one in found.items()]
-        report.table("a training step, by what feeds it", ("", "seconds", "over one resident batch"), rows)
+        fed = [
+            [name, f"{one['median']:.4f}", f"{more[name]:+.1%}", _interval(one["rounds"], base)]
+            for name, one in found.items()
+        ]
+        heads = ("", "seconds", "over one resident batch", "95 % interval")
+        report.table("a training step, by what feeds it", heads, fed)
     return 0
+
+
+def _interval(seconds: Sequence[float], base: Sequence[float]) -> str:
+    from experiments.bench.results import ratio_interval
+
+    limits = ratio_interval(seconds, base)
+    return " to ".join(f"{limit - 1:+.1%}" for limit in limits) if limits and seconds is not base else "-"
 
 
 def _ratio(name: str, value: float, peer: float | None) -> str:

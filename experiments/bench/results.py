@@ -30,6 +30,15 @@ def ratio(seconds: Sequence[float], reference: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(seconds, reference, strict=True))
 
 
+def ratio_interval(seconds: Sequence[float], reference: Sequence[float]) -> tuple[float, float] | None:
+    """The 95 % confidence interval of `ratio`, from its order statistics; None for fewer than six rounds."""
+    from scipy.stats import quantile_test
+
+    ratios = [a / b for a, b in zip(seconds, reference, strict=True)]
+    low, high = quantile_test(ratios, q=1, p=0.5).confidence_interval(0.95)
+    return (float(low), float(high)) if low == low and high == high else None
+
+
 def milliseconds(value: float) -> str:
     """A time in milliseconds, three digits or more."""
     value *= 1e3
