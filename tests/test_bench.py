@@ -630,6 +630,14 @@ def test_forms_that_end_within_the_scatter_of_the_seeds_agree():
     assert rows[1]["away"] == pytest.approx(0.06)
 
 
+def test_the_interval_of_two_forms_is_that_of_welch():
+    rows = forms.compare({"fast": [0.0, 1.0, 2.0], "plain": [2.0, 4.0, 6.0]})
+    # Variances 1 and 4: the difference has a standard error of sqrt(5 / 3) with (5 / 3)^2 / (1 / 18 + 16 / 18) = 2.94
+    # degrees of freedom, for which Student's density integrates to 97.5 % at 3.2188.
+    half = 3.2188 * (5 / 3) ** 0.5
+    assert rows[1]["interval"] == pytest.approx([3 - half, 3 + half], rel=1e-4)
+
+
 @pytest.mark.slow
 def test_fast_and_plain_layers_learn_the_same(here, tmp_path):
     network = ("--size=32", "--base_filters=2", "--num_layers=2", f"--cache_dir={tmp_path / 'cache'}")

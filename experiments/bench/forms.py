@@ -135,17 +135,20 @@ def program(form: str, config: "Config", data: "Prepared", split: "Split", mesh:
 def compare(losses: dict[str, list[float]]) -> list[dict[str, Any]]:
     """A row a form: mean and range of its seeds, and how far its mean lies from that of the first form.
 
-    A form agrees with the first one where that is less than twice the range of the first one's seeds.
+    A form agrees with the first one where that is less than twice the range of the first one's seeds. As the range of
+    a few seeds is itself a matter of chance, Welch's 95 % interval of the difference of the means stands beside it.
     """
+    from scipy.stats import ttest_ind
+
     first = next(iter(losses.values()))
     spread = max(first) - min(first)
     rows = []
     for form, values in losses.items():
         mean = sum(values) / len(values)
         away = abs(mean - sum(first) / len(first))
-        rows.append(
-            {"form": form, "mean": mean, "range": max(values) - min(values), "away": away, "agrees": away < 2 * spread}
-        )
+        interval = ttest_ind(values, first, equal_var=False).confidence_interval(0.95)
+        row = {"form": form, "mean": mean, "range": max(values) - min(values), "away": away}
+        rows.append(row | {"interval": [float(limit) for limit in interval], "agrees": away < 2 * spread})
     return rows
 
 
@@ -180,10 +183,12 @@ def main(argv: Sequence[str]) -> int:
             f"{row['mean']:.4f}",
             f"{row['range']:.4f}",
             f"{row['away']:.4f}",
+            "{:+.4f} to {:+.4f}".format(*row["interval"]) if number else "-",
         ]
-        for row in content["rows"]
+        for number, row in enumerate(content["rows"])
     ]
-    report.table(title, ("form", "each seed", "mean", "range", "from the first"), rows)
+    columns = ("form", "each seed", "mean", "range", "from the first", "95 % interval")
+    report.table(title, columns, rows)
     sys.stdout.write(f"data: {content['data']}\n")
     for row in content["rows"][1:]:
         limit = 2 * content["rows"][0]["range"]
