@@ -3,8 +3,8 @@
 A machine that others use too is slower at one moment than at another. A second process, the witness, takes one step for
 every ten of the first. What slows both down is the machine; what slows down the first alone comes with its many steps.
 
-A process that keeps freed memory first grows by a few steps' temporaries: some steps wait while another runs, and
-small arrays are cut out of what is free. What it grew by in the first quarter therefore stands apart.
+A process that keeps freed memory first grows by a few steps' temporaries, each time by just their size. What it grew by
+in the first quarter therefore stands apart.
 """
 
 import dataclasses
