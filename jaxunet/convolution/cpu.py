@@ -33,11 +33,11 @@ STRIP = 8
 TINY = 8 * 8
 """Pixels up to which images are tiny: a matrix product beats XLA's CPU convolution for the input's gradient too."""
 
-NEAR, FAR = 0.75, 1.5
-"""Where polynomials are evaluated, with 0 and infinity, to compute four rows at once; both signs of each."""
-
 MOTE = 2 * 2
 """Pixels up to which it does so forward, too: a step on images of 64x64 takes half the time."""
+
+NEAR, FAR = 0.75, 1.5
+"""Where polynomials are evaluated, with 0 and infinity, to compute four rows at once; both signs of each."""
 
 
 def forward(parts: Parts, kernel: Array, bias: Array) -> Array:
