@@ -136,6 +136,7 @@ def test_the_figures_say_what_they_promise(compared):
         forward = 2 * sum(math.prod(shape) * places for shape, places in products(work))
         assert 2.5 * forward < row["network_flops"] < 4 * forward  # and two gradients, and what is no product
     assert content["results"][0]["ratio_to_ours"] == 1
+    assert [row["ratio_interval"] for row in content["results"]] == [None, None]  # two rounds are too few
 
 
 @pytest.mark.slow
@@ -150,6 +151,19 @@ def test_the_table_and_the_readme_carry_the_figures(compared):
     assert "old table" not in text
     for row in content["results"]:
         assert results.milliseconds(row["step_seconds"]["median"]) in text
+
+
+def test_a_ratio_to_ours_stands_beside_its_interval():
+    facts = {"memory": None, "process_peak_bytes": 1, "first_step_seconds": 1.0, "matmul_share": 1, "copy_share": None}
+    ours, plain = (
+        rounds.Seat(name, Workload(), {}, True, 1.0, 1.0, seconds=seconds, facts=facts)
+        for name, seconds in (("jaxunet", [1.0, 2.0, 1.0, 1.0, 1.0, 1.0]), ("flax", [3.0, 4.0, 2.5, 3.5, 3.0, 2.0]))
+    )
+    of_ours, of_plain = (step.row(seat, [ours, plain]) for seat in (ours, plain))
+    assert (of_plain["ratio_to_ours"], of_plain["ratio_interval"]) == (2.75, (2.0, 3.5))
+    assert step_report.cells(of_plain)[3:5] == ["2.75", "2.00 to 3.50"]
+    assert step_report.cells(of_ours)[3:5] == ["1.00", "-"]
+    assert len(step_report.cells(of_ours)) == len(step_report.COLUMNS)
 
 
 # --- who takes part

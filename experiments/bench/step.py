@@ -192,11 +192,12 @@ def describe(work: Workload) -> str:
 
 def row(seat: Any, seats: Sequence[Any]) -> dict[str, Any]:
     """What is known of a contender and a workload."""
-    from experiments.bench.results import ratio, summarise
+    from experiments.bench.results import ratio, ratio_interval, summarise
 
     contender, work = CONTENDERS[seat.name], seat.work
     present = {other.name: other for other in seats if not other.failure}
     ours = baseline(seat.name, list(present))
+    base = present[ours].seconds if ours else None
     summary = summarise(seat.seconds)
     memory = seat.facts["memory"]
     return {
@@ -210,7 +211,8 @@ def row(seat: Any, seats: Sequence[Any]) -> dict[str, Any]:
         "batch": work.batch,
         "step_seconds": summary,
         "compared_with": ours,
-        "ratio_to_ours": ratio(seat.seconds, present[ours].seconds) if ours else None,
+        "ratio_to_ours": ratio(seat.seconds, base) if base else None,
+        "ratio_interval": ratio_interval(seat.seconds, base) if base and ours != seat.name else None,
         "images_per_second": work.batch / summary["median"],
         "memory_bytes": memory["bytes"] if memory else None,
         **seat.facts,

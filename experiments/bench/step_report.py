@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from experiments.bench.step import Options
 
 COLUMNS = (
-    *("contender", "ms a step", "least to most", "x ours", "images/s"),
+    *("contender", "ms a step", "least to most", "x ours", "95 % interval", "images/s"),
     *("step MB", "process MB", "first step s", "% of matmul peak", "% of copy peak"),
 )
 
@@ -48,6 +48,7 @@ def cells(result: Mapping[str, Any]) -> list[str]:
         milliseconds(result["step_seconds"]["median"]),
         spread(result["step_seconds"]),
         "-" if result["ratio_to_ours"] is None else f"{result['ratio_to_ours']:.2f}",
+        "{:.2f} to {:.2f}".format(*result["ratio_interval"]) if result["ratio_interval"] else "-",
         f"{result['images_per_second']:.1f}",
         "-" if result["memory_bytes"] is None else f"{result['memory_bytes'] / 1e6:.0f}",
         f"{result['process_peak_bytes'] / 1e6:.0f}",
@@ -79,6 +80,7 @@ def notes(content: Mapping[str, Any]) -> list[str]:
         "% matmul: these operations in the time, of the measured peak. % copy: the bytes that the operations of the "
         "compiled program read and write, of the measured peak; only XLA lists them, caches may serve them"
     )
+    lines.append("x ours: the median of the rounds' own ratios, and its 95 % interval, from six rounds on")
     lines.append(
         "step MB: what the device saw at most; on a CPU, the plan of JAX's compiler, or what PyTorch's profiler saw. "
         "process MB: all that the process had at most, compiling included"
@@ -98,7 +100,7 @@ def notes(content: Mapping[str, Any]) -> list[str]:
 
 def to_markdown(content: Mapping[str, Any], options: "Options") -> str:
     """The README's table: a row a workload and contender, and below it what the figures rest on."""
-    columns = ("", *COLUMNS[1:8], "% matmul", "% copy")
+    columns = ("", *COLUMNS[1:9], "% matmul", "% copy")
     rows = []
     for work in options.workloads():
         for result in select(content["results"], work):
