@@ -8,6 +8,7 @@ import math
 import os
 import re
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -27,6 +29,9 @@ TRAINING_LINE, VALIDATION_LINE = "#0072B2", "#D55E00"
 """Of the palette of Okabe and Ito, which colour-blind readers tell apart."""
 
 _NUMBER = re.compile(r"(|-|undefined|[-+]?(\d[\d ,]*(\.\d+)?|inf)(e[-+]?\d+)?( ?%| s)?)")
+
+_UNWRAPPED = 24
+"""Cells of tables up to this width stay on one line."""
 
 
 def console() -> Console:
@@ -46,8 +51,41 @@ def number(value: Any) -> str:
     return str(value)
 
 
+def _line(widths: Sequence[int]) -> int:
+    """Width of a table: a blank at both ends and three characters between columns."""
+    return sum(widths) + 3 * len(widths) - 1
+
+
+def _layout(
+    headings: Sequence[str], bodies: Sequence[Sequence[str]], available: int
+) -> tuple[Sequence[str], list[int]]:
+    """Headings, in several lines where one table would be too wide without, and the least widths of the columns."""
+    columns = list(zip(headings, bodies, strict=True))
+    widths = [max(map(cell_len, (heading, *body))) for heading, body in columns]
+    if _line(widths) <= available:
+        return headings, widths
+    widths = [
+        max(1, *(min(cell_len(cell), _UNWRAPPED) for cell in body), *map(cell_len, heading.split()))
+        for heading, body in columns
+    ]
+    return [textwrap.fill(heading, width) for heading, width in zip(headings, widths, strict=True)], widths
+
+
+def _parts(widths: Sequence[int], available: int) -> list[list[int]]:
+    """The columns of each table, which is not wider than what is available if two of them fit; the first is in all."""
+    parts = [[0]]
+    for index in range(1, len(widths)):
+        if len(parts[-1]) > 1 and _line([widths[column] for column in (*parts[-1], index)]) > available:
+            parts.append([0])
+        parts[-1].append(index)
+    return parts
+
+
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, to: Console | None = None) -> None:
     """Prints a table; columns that hold numbers only, also written as text, are aligned to the right.
+
+    Where the console is too narrow, headings take several lines; where that is not enough, the columns are spread over
+    several tables, each with the first column. Only cells of more than 24 characters are ever wrapped.
 
     Args:
       title: one line above the table.
@@ -58,18 +96,29 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, 
     Raises:
       ValueError: a row has another length than `columns`.
     """
-    # Text, not str: square brackets in a file name are no markup.
-    grid = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    out = to or console()
     cells = [[number(value) for value in row] for row in rows]
     for row in cells:
         if len(row) != len(columns):
             raise ValueError(f"a row of {len(row)} values in a table of {len(columns)} columns: {row}")
-    for index, heading in enumerate(columns):
-        numeric = bool(cells) and all(_NUMBER.fullmatch(row[index]) for row in cells)
-        grid.add_column(Text(heading), justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
-    for row in cells:
-        grid.add_row(*map(Text, row))
-    (to or console()).print(grid)
+    bodies = [[row[index] for row in cells] for index in range(len(columns))]
+    headings, widths = _layout(columns, bodies, out.width)
+    for order, part in enumerate(_parts(widths, out.width)):
+        grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        if order == 0:
+            grid.title, grid.title_justify = Text(title, style="bold"), "left"  # Text: brackets are no markup
+        fits = _line([widths[index] for index in part]) <= out.width
+        for index in part:
+            numeric = bool(cells) and all(map(_NUMBER.fullmatch, bodies[index]))
+            grid.add_column(
+                Text(headings[index]),
+                justify="right" if numeric else "left",
+                no_wrap=fits and all(cell_len(cell) <= _UNWRAPPED for cell in bodies[index]),
+                overflow="fold",
+            )
+        for row in cells:
+            grid.add_row(*(Text(row[index]) for index in part))
+        out.print(grid)
 
 
 @contextlib.contextmanager

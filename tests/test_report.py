@@ -45,6 +45,22 @@ def test_numbers_are_aligned_to_the_right_also_where_they_are_text():
     assert len(ends) == 1
 
 
+@pytest.mark.parametrize("width", range(42, 130, 4))
+def test_a_narrow_console_gets_all_columns_whole_and_the_first_in_every_table(width):
+    columns = ["contender", "ms a step", "least to most", "% of matmul peak", "95 % interval", "note"]
+    rows = [["plain Flax (small)", "1080", "1029 to 1161", "52", "0.55 to 0.71", "[b] " + "word " * 9]]
+    rows += [["MONAI", "5", "4 to 6", "-", "-", ""]]
+    text = printed(report.table, "title", columns, rows, width=width)
+    lines, words = text.splitlines(), text.split()
+    assert max(map(len, lines)) <= width
+    parts = sum("MONAI" in line for line in lines)
+    assert text.count("plain Flax (small)") == words.count("contender") == parts
+    for cell in ("1080", "1029 to 1161", "0.55 to 0.71", "4 to 6"):
+        assert sum(cell in line for line in lines) == 1
+    assert words.count("word") == 9
+    assert {word for heading in columns for word in heading.split()} <= set(words)
+
+
 def test_a_row_of_another_length_is_refused():
     with pytest.raises(ValueError, match="1 values in a table of 2 columns"):
         printed(report.table, "t", ["a", "b"], [[1]])
