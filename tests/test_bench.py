@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from programs import environment
 
 from experiments import allocator
 from experiments.bench import (
+    calls,
     contenders,
     forms,
     jax_programs,
@@ -374,6 +376,7 @@ def test_the_rate_is_that_of_the_largest_matrix_that_takes_little_time(monkeypat
         (["--size=250"], "size=250: must be a positive multiple of 64 (2^num_layers)"),
         (["--rounds=0", "--batch=4,0"], "2 problems:\n  batch=4,0: must be at least 1\n  rounds=0: must be at least 1"),
         (["steady", "--steps=10"], "steps=10: must be at least four blocks of 20"),
+        (["calls", "--dtype=int8"], "dtype=int8: must be float32, bfloat16 or float16"),
         (["scaling", "--loss=dise"], "loss=dise: must be bce or hybrid"),
         (["plan", "--devices=2,0", "--batch="], "2 problems:\n  devices=2,0: must be at least 1\n  batch=: must be"),
         (["plan", "--devices=8,12", "--target=README.md"], "devices=12: GPUs come in nodes of 8, must be a multiple"),
@@ -578,6 +581,23 @@ def test_the_loader_is_measured_by_stage_and_by_cache_and_beside_a_resident_batc
 
 
 @pytest.mark.slow
+def test_several_steps_in_one_call_are_timed_beside_calls_of_one(here):
+    out, content = here("calls", *TINY, "--batch=2", "--steps=3", "--rounds=6")
+    assert [len(way["rounds"]) for way in content["step_seconds"].values()] == [6, 6]
+    assert list(content["step_seconds"]) == ["one step a call", "3 steps a call"]
+    assert f"{content['arrays']} arrays of state a call" in out
+    assert "over several a call" in out
+
+
+def test_several_steps_in_one_call_are_the_same_steps():
+    work = Workload(size=16, base_filters=2, num_layers=1, batch=2)
+    (_, apart), (_, together) = (jax_programs.jaxunet_step(work) for _ in range(2))
+    apart.train(3)
+    calls.at_once(together, work, 3)()
+    assert int(apart.state.step) == int(together.state.step) == 3
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), together.state.params, apart.state.params)
+
+
 def test_steady_shows_a_quarter_beside_another(here):
     out, content = here("steady", *TINY, "--steps=16", "--block=4", "--batch=2")
     seconds, witness = content["step_seconds"], content["witness_seconds"]

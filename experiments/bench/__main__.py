@@ -1,7 +1,7 @@
 """`python -m experiments.bench [COMMAND] [OPTIONS]`: what the network costs. Without a command: `step`.
 
-Commands: step, losses, loader, distance, start, scaling, plan, steady, trace, forms. `--help` after a command lists
-its options.
+Commands: step, losses, loader, distance, start, calls, scaling, plan, steady, trace, forms. `--help` after a command
+lists its options.
 """
 
 import importlib
@@ -14,6 +14,7 @@ COMMANDS = {
     "loader": "slices a second by stage and by cache, beside a torch DataLoader",
     "distance": "the distance transform beside SciPy's",
     "start": "import, compilation and first step, with a cold and a warm compilation cache",
+    "calls": "one training step a call beside several in one call",
     "scaling": "one to N devices: time of a step, bytes exchanged, what overlaps",
     "plan": "what the compiler plans for one to N devices, which need not be here: memory, work, exchanges",
     "steady": "thousands of steps: whether time and memory stay level",
