@@ -1,7 +1,7 @@
 """`python -m experiments.bench calls`: what would it save to make several training steps in one call?
 
-The programs make one step a call. While a device works the host prepares the next call, so that only a step shorter
-than a call could gain. Both ways are timed in turns, from the same state on the same batch.
+The programs make one step a call. While a device works the host prepares the next call, so that only steps shorter
+than a call could gain; in one call they are a loop. Both ways are timed in turns, on one state.
 """
 
 import dataclasses
