@@ -580,7 +580,6 @@ def test_the_loader_is_measured_by_stage_and_by_cache_and_beside_a_resident_batc
     assert "over one resident batch" in out
 
 
-@pytest.mark.slow
 def test_several_steps_in_one_call_are_timed_beside_calls_of_one(here):
     out, content = here("calls", *TINY, "--batch=2", "--steps=3", "--rounds=6")
     assert [len(way["rounds"]) for way in content["step_seconds"].values()] == [6, 6]
@@ -598,6 +597,7 @@ def test_several_steps_in_one_call_are_the_same_steps():
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), together.state.params, apart.state.params)
 
 
+@pytest.mark.slow
 def test_steady_shows_a_quarter_beside_another(here):
     out, content = here("steady", *TINY, "--steps=16", "--block=4", "--batch=2")
     seconds, witness = content["step_seconds"], content["witness_seconds"]
