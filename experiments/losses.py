@@ -80,11 +80,11 @@ def reference(name: str) -> ModuleType:
     Raises:
       ConfigError: there is no `tests/` beside the program.
     """
-    if not (TESTS / f"{name}.py").exists():
+    if not TESTS.exists():
         raise ConfigError(f"the references are not in {TESTS}: run this in a checkout of the repository")
-    if str(TESTS) not in sys.path:
-        sys.path.append(str(TESTS))
-    return importlib.import_module(name)
+    if str(TESTS.parent) not in sys.path:
+        sys.path.append(str(TESTS.parent))
+    return importlib.import_module(f"tests.{name}")
 
 
 def prove(names: Sequence[str], *, size: int, batch: int, rounds: int) -> dict[str, Proof]:
@@ -99,7 +99,7 @@ def prove(names: Sequence[str], *, size: int, batch: int, rounds: int) -> dict[s
     Raises:
       ConfigError: not in a checkout.
     """
-    oracle, peers = reference("oracle"), reference("loss_peers")
+    oracle, peers = reference("oracles.losses"), reference("helpers.loss_peers")
     cost = milliseconds(names, size=size, batch=batch, rounds=rounds)
     proofs = {}
     for name in names:
@@ -228,7 +228,7 @@ def main(argv: Sequence[str]) -> int:
     wrong = [f"{name}: {problem}" for name, proof in proofs.items() for problem in proof.problems]
     if wrong:
         raise DisagreementError("\n".join(["outside the tolerances:", *wrong]))
-    sys.stdout.write("all within the tolerances of tests/oracle.py\n")
+    sys.stdout.write("all within the tolerances of tests/oracles/losses.py\n")
     return 0
 
 
