@@ -17,8 +17,9 @@ import data_pipeline
 from data_pipeline.prepare import Prepared, prepare
 from data_pipeline.source import Source
 from data_pipeline.splits import Split, split
-from experiments.config import INPUT_PATHS, Config, ConfigError, flatten, read_run
-from experiments.rundir import read_manifest
+from experiments.config import Config, ConfigError, data_paths, read_run
+from experiments.fields import suggest
+from experiments.run_directory import read_manifest
 from jaxunet.checkpoint import Checkpoints, abstract_like
 from jaxunet.losses import LOSSES, averaged
 from jaxunet.model import UNet
@@ -27,7 +28,7 @@ from jaxunet.step import abstract_state, with_context
 
 
 def model(config: Config) -> UNet:
-    """The network."""
+    """Returns the network."""
     m = config.model
     return UNet(
         base_filters=m.base_filters,
@@ -40,18 +41,18 @@ def model(config: Config) -> UNet:
 
 
 def image_shape(config: Config) -> tuple[int, int, int]:
-    """`(H, W, C)` of one image."""
+    """Returns `(H, W, C)` of one image."""
     return config.model.image_height, config.model.image_width, config.model.image_channels
 
 
 BASE_BATCH = 4
-"""The documented batch, which the documented learning rate belongs to."""
+"""The reference's batch size, for which its learning rate was chosen."""
 
 
 def learning_rate(config: Config, steps_per_epoch: int) -> optax.ScalarOrSchedule:
-    """The step size: a number, or with a warm-up a function of the step.
+    """Returns the step size: a number, or with a warm-up a function of the step.
 
-    Larger batches have less noise and bear larger steps: in proportion for plain gradient descent (Goyal et al. 2017,
+    Larger batches have less noise and allow larger steps: in proportion for plain gradient descent (Goyal et al. 2017,
     arXiv 1706.02677, who also warm up), with the square root for Adam (Malladi et al. 2022, arXiv 2205.10287).
     """
     t = config.train
@@ -62,23 +63,28 @@ def learning_rate(config: Config, steps_per_epoch: int) -> optax.ScalarOrSchedul
 
 
 def optimizer(config: Config, steps_per_epoch: int) -> optax.GradientTransformation:
-    """Adam with the documented constants.
+    """Returns Adam with the reference's constants.
 
-    Keras adds its epsilon after another form of the bias correction, so the first steps differ by less than 1e-6 of the
-    parameters' scale.
+    Keras applies epsilon after a different form of the bias correction, so the first steps differ by less than 1e-6 of
+    the parameters' scale.
     """
     return optax.adam(learning_rate(config, steps_per_epoch), b1=0.9, b2=0.999, eps=1e-7)
 
 
 def loss(config: Config) -> Callable[..., jax.Array]:
-    """The loss by its name in `LOSSES` or by its import path `package.module:function`, with its options bound.
+    """Returns a loss by its name in `LOSSES` or its import path `package.module:function`, with its options bound.
 
-    It is tried on shapes alone, so that what it cannot do is said before any data is read.
+    It is tried on shapes alone, so that its errors appear before any data is read.
 
     Raises:
-      ConfigError: the path leads nowhere, the loss takes no such option, fails, or returns no scalar.
+      ConfigError: there is no such loss, it takes no such option, fails, or does not return a scalar.
     """
     name, options = config.train.loss, config.train.loss_options
+    if ":" not in name and name not in LOSSES:
+        raise ConfigError(
+            f"train.loss={name!r}: unknown loss{suggest(name, LOSSES)}; known are {', '.join(LOSSES)}, "
+            "or 'package.module:function' for a function of your own"
+        )
     fn = LOSSES[name].fn if name in LOSSES else _import_loss(name)
     try:
         parameters = inspect.signature(fn).parameters.values()
@@ -105,21 +111,21 @@ def _try_loss(fn: Callable[..., jax.Array], config: Config) -> None:
     logits = jax.ShapeDtypeStruct((2, height, width, config.model.num_classes), jnp.float32)
     masks, weight = jax.ShapeDtypeStruct(logits.shape, jnp.uint8), jax.ShapeDtypeStruct((2,), jnp.float32)
     patient, step = jax.ShapeDtypeStruct((2,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
-    told = "".join(f", {key}={value}" for key, value in config.train.loss_options.items())
+    given = "".join(f", {key}={value}" for key, value in config.train.loss_options.items())
     try:
         call = with_context(fn)
         context = {"weight": weight, "patient": patient, "step": step}
         result = jax.eval_shape(lambda x, y, kwargs: call(x, y, **kwargs), logits, masks, context)
-    except Exception as error:  # whatever a user's function raises
+    except Exception as error:  # a user's function may raise anything
         raise ConfigError(
-            f"train.loss={config.train.loss}{told} fails on logits and masks of shape {logits.shape}: "
+            f"train.loss={config.train.loss}{given} fails on logits and masks of shape {logits.shape}: "
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}\n"
             "JAXUNET_TRACEBACK=1 shows where"
         ) from error
     shape, dtype = getattr(result, "shape", None), getattr(result, "dtype", None)
     if shape != () or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         raise ConfigError(
-            f"train.loss={config.train.loss}{told} returns {dtype or type(result).__name__}{list(shape or ())}, "
+            f"train.loss={config.train.loss}{given} returns {dtype or type(result).__name__}{list(shape or ())}, "
             "expected one floating-point number"
         )
 
@@ -130,11 +136,11 @@ def _import_loss(path: str) -> Callable[..., jax.Array]:
         fn = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
-            f"train.loss={path!r} cannot be imported ({error}); expected one of {', '.join(LOSSES)}, "
-            "or package.module:function with the module on the Python path"
+            f"train.loss={path!r} cannot be imported ({error}); expected package.module:function "
+            "with the module on the Python path"
         ) from error
     if not callable(fn):
-        raise ConfigError(f"train.loss={path!r} is no function but {type(fn).__name__}")
+        raise ConfigError(f"train.loss={path!r} is not a function but {type(fn).__name__}")
     return fn
 
 
@@ -142,13 +148,13 @@ def source(config: Config) -> Source:
     """Opens the slices that the configuration names.
 
     Raises:
-      ConfigError: the network has more classes than their masks.
-      DataError: they are not there, or not in order.
+      ConfigError: the network has more classes than the masks.
+      DataError: files are missing or damaged.
     """
     if config.model.num_classes != 1:
         raise ConfigError(
             f"model.num_classes={config.model.num_classes}, but every source has masks of 1 class; "
-            "train from Python with masks of your own"
+            "train from Python with your own masks"
         )
     d = config.data
     folders = [("train", d.train_images, d.train_masks), ("test", d.test_images, d.test_masks)]
@@ -165,10 +171,9 @@ def source(config: Config) -> Source:
     )
 
 
-def dataset(config: Config, opened: Source | None = None, *, progress: bool = True) -> Prepared:
-    """Prepares the slices of `source(config)`, which may be open already, or finds them prepared in the cache."""
-    places = [path for key in INPUT_PATHS if (path := flatten(config)[key])]
-    return prepare(opened or source(config), config.data.cache_dir, datasets=places, progress=progress)
+def dataset(config: Config, *, progress: bool = True) -> Prepared:
+    """Prepares the slices of `source(config)`, or finds them prepared in the cache."""
+    return prepare(source(config), config.data.cache_dir, datasets=[*data_paths(config).values()], progress=progress)
 
 
 def data_split(config: Config, data: Prepared) -> Split:
@@ -187,7 +192,7 @@ class Run:
       model: the network.
       params: the parameters of the best checkpoint, on every device of `mesh`.
       mesh: all devices.
-      manifest: `manifest.json`.
+      manifest: the content of `manifest.json`.
       best: the record of the best checkpoint: epoch, step and validation loss.
     """
 

@@ -1,232 +1,254 @@
 """From a command line to one checked `Config`, and from an exception to one message and an exit code."""
 
+import dataclasses
 import os
 import re
 import sys
 import traceback
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import config as cfg
-from experiments.allocator import keep_freed_memory
-from experiments.config import PRESETS, Config, ConfigError
-from experiments.fields import describe, from_text, literal, plain, suggest
-from experiments.identity import differences, identity, run_directory
+import tyro
+
+from experiments.config import (
+    PRESETS,
+    Config,
+    ConfigError,
+    flatten,
+    keys_of,
+    options,
+    override,
+    raise_problems,
+    read_run,
+)
+from experiments.fields import Role, literal, plain, suggest
 from experiments.ini import read_ini
 from experiments.limits import validate
+from experiments.run_directory import differences, identity, run_directory
 
 DEFAULT_PRESET = "dice"
-_TRAINERS = ("train", "workflow")  # the programs that begin a run
-_OPTIONS = "train.loss_options"
-# What a program that uses a finished run may be told anew.
-_FREE = {*cfg.INPUT_PATHS, "config", "run_dir", "distributed", "compile_cache"}
-_FREE |= {"data.cache_dir", "data.cache", "data.threads"}
-_FREE |= {key for key in cfg.kinds() if key.startswith(("eval.", "infer."))}
-_FREE |= {"train.eval_dir", "model.show_summary"}
-_KEPT_PATHS = (*cfg.INPUT_PATHS, "data.cache_dir", "train.eval_dir")
-_FOLDERS = tuple(key for key in cfg.INPUT_PATHS if key != "data.root")
+
+_COMMON = ("config", "run_dir", "distributed", "compile_cache")
+_PLACES = (*(key for key in keys_of(Role.INPUT) if key.startswith("data.")), "data.cache_dir", "data.threads")
+PROGRAMS: dict[str, tuple[str, ...]] = {
+    "train": (*_COMMON, "model", "data", "train"),
+    "workflow": (*_COMMON, "model", "data", "train", "eval", "infer.batch_size", "infer.blur", "infer.threshold"),
+    "evaluate": (*_COMMON, *_PLACES, "train.eval_dir", "eval"),
+    "predict": (*_COMMON, "infer"),
+    "infer": (*_COMMON, "infer"),
+    "summary": ("config", "run_dir", "model", "out"),
+    "export": ("config", "run_dir", "out"),
+}
+"""Keys and sections that each program uses, and that its help lists."""
+
+_TRAINERS = ("train", "workflow")
+# What may differ from a finished run in a program that uses it.
+_OVERRIDABLE = (*_COMMON, *_PLACES, "data.cache", "train.eval_dir", "model.show_summary", "out", "eval", "infer")
+_FOLDERS = ("data.train_images", "data.train_masks", "data.test_images", "data.test_masks")
+_LOSS_OPTION = re.compile(r"--train\.loss[_-]options\.(?P<name>[^=]*)(=(?P<value>.*))?", re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Start:
+    """The options that the defaults of all others depend on."""
+
+    config: str | None = None
+    run_dir: str | None = None
 
 
 def parse(argv: Sequence[str] | None = None, *, program: str = "train") -> Config:
-    """Returns the checked configuration that a command line asks for.
+    """Returns the checked configuration of a command line; with `--help`, prints the options of `program` and exits.
 
-    A later word wins: preset or .ini file, then flags. `--help` prints every option with its default and exits.
-    Paths of data, cache and results are made absolute, so that a run can be used from another working directory.
+    The defaults are those of the preset or .ini file that `--config` names. If `--run_dir` holds a run, its values are
+    the defaults. Programs that use a finished run always start from it, and only options that do not decide its weights
+    may differ. Paths of data, cache and results become absolute, so that a run can be used from any directory.
 
     Args:
-      argv: the words after the program's name; by default those of this process.
-      program: `train` or `workflow`, or one that uses a finished run (`evaluate`, `predict`, `infer`, `summary`,
-        `export`): it starts from the `config.json` of its run, and only what does not decide the weights can be told
-        anew. `summary` without a run describes the configuration that is asked for.
+      argv: the words after the name of the program; default: those of this process.
+      program: a key of `PROGRAMS`.
 
     Raises:
-      ConfigError: all unknown keys and wrong types in one message, or else all values out of range.
+      ConfigError: unknown options, or values out of range, all in one message; or values that differ from the run's.
+      SystemExit: 2 for a value of a wrong type, which tyro reports.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    if "-h" in words or "--help" in words:
-        _print_help(words, program)
-        raise SystemExit(0)
-    flags = read_flags(words)
-    asked = _start(flags)
-    base = None
-    if program not in _TRAINERS:
-        run_dir = run_directory(asked)
-        if program != "summary" or "run_dir" in flags or (run_dir / "config.json").exists():
-            base = cfg.read_run(run_dir)
-    return validate(_absolute(asked if base is None else _reuse(base, asked, flags)))
+    words, loss_options = _take_loss_options(list(sys.argv[1:] if argv is None else argv))
+    asks_for_help = bool({"-h", "--help"} & {*words})
+    words = [word for word in words if word not in ("-h", "--help")]
+    given, _ = tyro.cli(_Start, args=words, return_unknown_args=True, use_underscores=True)
+    preset = read_preset(given.config or DEFAULT_PRESET)
+    saved = given.run_dir and Path(given.run_dir, "config.json").exists() and not given.config
+    default = read_run(given.run_dir) if saved else preset
+    if asks_for_help:
+        _print_help(default, program)
+    asked = _read(words, loss_options, default, program)
+    if program in _TRAINERS:
+        return validate(asked)
+    directory = run_directory(asked)
+    if program == "summary" and not given.run_dir and not (directory / "config.json").exists():
+        return validate(asked)  # describes a network that was not trained yet
+    run = read_run(directory)
+    config = _read(words, loss_options, _with_free_settings(run, given.config), program)
+    _check_reuse(run, config, asked if given.config else run)
+    return validate(config)
 
 
-def _start(flags: Mapping[str, Any]) -> Config:
-    """Returns the preset or .ini file with the flags over it."""
-    config = _apply(Config(), read_settings(flags.get("config", DEFAULT_PRESET)))
-    return _apply(config, flags)
-
-
-def _apply(config: Config, settings: Mapping[str, Any]) -> Config:
-    """Returns `config` with `settings` over it; a new place of the data replaces the old one, of either form."""
-    settings = dict(settings)
-    options = {key: settings.pop(key) for key in list(settings) if key.startswith(f"{_OPTIONS}.")}
-    if options:
-        named = {key.removeprefix(f"{_OPTIONS}."): value for key, value in options.items()}
-        settings[_OPTIONS] = {**config.train.loss_options, **settings.get(_OPTIONS, {}), **named}
-    if settings.get("data.root") is not None:
-        settings = {**dict.fromkeys(_FOLDERS), **settings}
-    elif any(settings.get(key) is not None for key in _FOLDERS):
-        settings = {"data.root": None, **settings}
-    return cfg.override(config, settings)
-
-
-def _reuse(base: Config, asked: Config, flags: Mapping[str, Any]) -> Config:
-    """Returns a run's configuration with what was asked of it, if that can be told anew."""
-    values = {**cfg.flatten(asked), **flags}
-    problems = differences(base, asked) if "config" in flags else []
-    saved = {**cfg.flatten(base), **identity(base)}
-    for key in flags:
-        if key not in _FREE and values[key] != saved.get(key) and not any(f"{key}:" in line for line in problems):
-            problems.append(f"{key}: {saved.get(key, 'not set')} in the run, {values[key]} asked")
-    if problems:
-        listed = "".join(f"\n  {problem}" for problem in problems)
-        raise ConfigError(
-            f"{run_directory(base)} holds a run that was trained with other values:{listed}\n"
-            "leave these out, or name another --run_dir; anew can be told: eval.*, infer.* and where the data lies"
-        )
-    layer = read_settings(flags["config"]) if "config" in flags else {}
-    for settings in (layer, flags):
-        base = _apply(base, {key: value for key, value in settings.items() if key in _FREE and key != "config"})
-    return base
-
-
-def _absolute(config: Config) -> Config:
-    values = cfg.flatten(config)
-    return cfg.override(config, {key: str(Path(values[key]).absolute()) for key in _KEPT_PATHS if values[key]})
-
-
-def read_flags(words: Sequence[str]) -> dict[str, Any]:
-    """Returns the typed settings of a command line: `--key=value`, `--key value`, `--flag` and `--no-flag`.
-
-    Keys may be spelled with `-` or `_`. Options of the loss stay under `train.loss_options.<name>`.
-
-    Raises:
-      ConfigError: words that are no option, unknown keys with the nearest known one, values of a wrong type.
-    """
-    problems: list[str] = []
-    settings: dict[str, Any] = {}
-    for name, values in _group(words, problems):
-        try:
-            settings |= _read_flag(name, values)
-        except ValueError as error:
-            problems.append(str(error))
-    cfg.raise_problems(problems)
-    return settings
-
-
-def _group(words: Sequence[str], problems: list[str]) -> Iterable[tuple[str, list[str]]]:
-    """Returns each option with its values; words before the first option are problems."""
-    grouped: list[tuple[str, list[str]]] = []
-    for word in words:
-        if re.match(r"--?[^\W\d]", word):
-            name, equals, value = word.partition("=")
-            grouped.append((name, [value] if equals else []))
-        elif grouped:
-            grouped[-1][1].append(word)
-        else:
-            problems.append(f"unexpected word {word!r}; options are written --key=value")
-    return grouped
-
-
-def _read_flag(name: str, values: list[str]) -> dict[str, Any]:
-    key = name.lstrip("-").replace("-", "_")
-    section, _, leaf = key.rpartition(".")
-    positive = f"{section}.{leaf.removeprefix('no_')}".lstrip(".")
-    kind = cfg.kinds().get(key)
-    if kind is None and leaf.startswith("no_") and _is_switch(cfg.kinds().get(positive)):
-        if values:
-            raise ValueError(f"{name} takes no value, found {values[0]!r}")
-        return {positive: False}
-    if section == _OPTIONS and leaf.isidentifier() and name.startswith("--"):
-        return {key: _read_option(name, values)}
-    if kind is None or not name.startswith("--"):
-        raise ValueError(f"unknown key {name}" + suggest(key, cfg.kinds(), "--"))
-    if _is_switch(kind) and not values:
-        return {key: True}
-    if typing.get_origin(kind) is tuple and len(values) > 1:
-        values = [",".join(values)]
-    if not values:
-        raise ValueError(f"{name} needs a value: {describe(kind)}")
-    if len(values) > 1:
-        raise ValueError(f"unexpected word {values[1]!r} after {name}={values[0]}; options are written --key=value")
-    try:
-        return {key: cfg.expand(key, from_text(values[0], kind))}
-    except ValueError as error:
-        raise ValueError(f"{name}={values[0]}: expected {error}") from error
-
-
-def _is_switch(kind: Any) -> bool:
-    return kind is bool or bool in typing.get_args(kind)
-
-
-def _read_option(name: str, values: list[str]) -> Any:
-    """Returns an option of a loss: a literal, or a bare word as text; the loss itself knows which names it takes."""
-    if len(values) != 1:
-        raise ValueError(f"{name} needs one value, found {len(values)}")
-    if values[0].lower().lstrip("+-") in ("nan", "inf", "infinity"):
-        return float(values[0])
-    if values[0].isidentifier() and values[0] not in ("True", "False", "None"):
-        return values[0]
-    try:
-        return plain(literal(values[0]))
-    except ValueError as error:
-        raise ValueError(f"{name}={values[0]}: expected {error}") from error
-
-
-def read_settings(name: str) -> dict[str, Any]:
-    """Returns what a preset, or a documented .ini file, sets; raises `ConfigError` for an unknown name."""
+def read_preset(name: str) -> Config:
+    """Returns a preset, or the configuration of an .ini file; raises `ConfigError` for an unknown name."""
     if name in PRESETS:
-        default = cfg.flatten(Config())
-        return {key: value for key, value in cfg.flatten(PRESETS[name]).items() if value != default[key]}
+        return PRESETS[name]
     if name.endswith(".ini") or "/" in name or os.sep in name:
-        return {"config": name, **read_ini(name)}
+        return override(Config(), {"config": name, **read_ini(name)})
     raise ConfigError(
         f"--config={name}: unknown preset{suggest(name, PRESETS)}\n"
         f"known are {', '.join(PRESETS)}, or the path of an .ini file"
     )
 
 
-def _print_help(words: Sequence[str], program: str) -> None:
-    """Prints every option with its default, as the preset or file on the same command line sets it."""
-    import tyro  # only the help needs it
+def _take_loss_options(words: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Separates `--train.loss_options.NAME=VALUE` from the other words: only the loss knows which names it takes."""
+    rest: list[str] = []
+    found: dict[str, Any] = {}
+    problems = []
+    remaining = iter(words)
+    for word in remaining:
+        match = _LOSS_OPTION.fullmatch(word)
+        if match is None:
+            rest.append(word)
+            continue
+        text = match["value"] if match["value"] is not None else next(remaining, None)
+        try:
+            found[match["name"].replace("-", "_")] = _loss_option(text)
+        except ValueError as error:
+            problems.append(f"{word}: expected {error}")
+    raise_problems(problems)
+    return rest, found
 
-    told = [word.partition("=")[2] for word in words if word.startswith("--config=")]
-    told += [value for word, value in pairwise(words) if word == "--config"]
-    default = _start({"config": told[-1]} if told else {})
-    if program not in _TRAINERS:
-        text = f"{program}: --run_dir is all it needs; eval.*, infer.* and where the data lies can be told anew."
+
+def _loss_option(text: str | None) -> Any:
+    """Returns the value of a literal; a bare word is text."""
+    if text is None:
+        raise ValueError("a value")
+    if text.lower().lstrip("+-") in ("nan", "inf", "infinity"):
+        return float(text)  # refused later, with all values out of range
+    if text.isidentifier() and text not in ("True", "False", "None"):
+        return text
+    return plain(literal(text))
+
+
+def _read(words: Sequence[str], loss_options: dict[str, Any], default: Config, program: str) -> Config:
+    """Reads the command line over a configuration; a new location of the data replaces the old one."""
+    config, unknown = tyro.cli(
+        Config, default=default, args=words, prog=_command(program), return_unknown_args=True, use_underscores=True
+    )
+    raise_problems([_explain(word) for word in unknown])
+    before, values = flatten(default), flatten(config)
+    settings: dict[str, Any] = {}
+    changed = {key for key in ("data.root", *_FOLDERS) if values[key] is not None and values[key] != before[key]}
+    if changed == {"data.root"}:
+        settings |= dict.fromkeys(_FOLDERS)
+    elif changed and "data.root" not in changed:
+        settings["data.root"] = None
+    if loss_options:
+        settings["train.loss_options"] = {**config.train.loss_options, **loss_options}
+    for key, option in options().items():
+        path = settings.get(key, values[key])
+        if option.is_path and path:
+            path = str(_expand(path))
+            # Names in config.json must not depend on the working directory.
+            settings[key] = str(Path(path).absolute()) if key.startswith(("data.", "train.")) else path
+    return override(config, settings)
+
+
+def _explain(word: str) -> str:
+    """Says what is wrong with a word that is not an option."""
+    if not re.match(r"--?[^\W\d]", word):
+        return f"unexpected word {word!r}; options are written --key=value"
+    name = word.partition("=")[0]
+    return f"unknown key {name}{suggest(name.lstrip('-').replace('-', '_'), options(), '--')}"
+
+
+def _expand(path: str) -> str:
+    """Replaces a leading `~` by the home directory; a user that does not exist leaves the name of a file."""
+    return os.path.expanduser(path)  # noqa: PTH111 - Path.expanduser raises for unknown users
+
+
+def _with_free_settings(run: Config, config: str | None) -> Config:
+    """Returns a run's configuration with the settings of an .ini file that do not decide the weights."""
+    if config is None or config in PRESETS:
+        return run
+    settings = {key: value for key, value in read_ini(config).items() if _is_in(key, _OVERRIDABLE)}
+    return override(run, {key: value for key, value in settings.items() if key != "run_dir"})
+
+
+def _check_reuse(run: Config, config: Config, asked: Config) -> None:
+    """Refuses a configuration that would change the trained network."""
+    problems = {line.split(":")[0]: line for line in differences(run, asked)}
+    saved, values = ({**flatten(one), **identity(one)} for one in (run, config))
+    for key, value in values.items():
+        if key != "train.loss_options" and value != saved.get(key) and not _is_in(key, _OVERRIDABLE):
+            problems[key] = f"{key}: {saved.get(key, 'not set')} in the run, {value} asked"
+    if problems:
+        listed = "".join(f"\n  {line}" for line in problems.values())
+        raise ConfigError(
+            f"{run_directory(run)} holds a run that was trained with other values:{listed}\n"
+            "leave these out, or name another --run_dir; only eval.*, infer.* and data paths can be overridden"
+        )
+
+
+def _is_in(key: str, keys: Sequence[str]) -> bool:
+    return key in keys or key.partition(".")[0] in keys
+
+
+def _print_help(default: Config, program: str) -> None:
+    """Prints the options that a program uses, with their defaults, and exits."""
+    if program in _TRAINERS:
+        text = "Options override the preset or .ini file of --config. A run in --run_dir supplies the defaults."
     else:
-        text = "Options are written --key=value. They change what the preset or .ini file of --config sets."
-    tyro.cli(Config, default=default, args=["--help"], prog=_command(program), description=text, use_underscores=True)
+        text = "Only --run_dir is required; eval.*, infer.* and data paths can be overridden."
+    shown = _narrowed(default, PROGRAMS[program])
+    tyro.cli(
+        type(shown),
+        default=shown,
+        args=["--help"],
+        prog=_command(program),
+        description=text,
+        use_underscores=True,
+    )
 
 
 def _command(program: str) -> str:
     return f"python -m experiments.{program}"
 
 
-def run_program(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
-    """Calls `main(argv)` and returns the exit code of the process; an error becomes one message on stderr.
+def _narrowed(values: Any, used: Sequence[str], prefix: str = "") -> Any:
+    """Returns a copy of a dataclass instance, of a subclass whose unused fields tyro does not list.
 
-    Exit codes: 0 done, 1 data or files, 2 configuration, 3 numbers, 4 checkpoints, 130 Ctrl-C. An exception says its
-    code itself, by a class attribute `exit_code`; one without is a defect of the program and keeps its traceback.
-    The environment variable JAXUNET_TRACEBACK=1 shows the traceback of every error.
+    A subclass, because tyro finds the help of a field in the source of the class that declares it.
     """
-    keep_freed_memory()
+    cls, copied = type(values), {}
+    body: dict[str, Any] = {"__annotations__": {}, "__doc__": cls.__doc__, "__module__": cls.__module__}
+    hints = typing.get_type_hints(cls, include_extras=True)
+    for field in dataclasses.fields(cls):
+        key, hint, value = f"{prefix}{field.name}", hints[field.name], getattr(values, field.name)
+        if any(name.startswith(f"{key}.") for name in used) or (dataclasses.is_dataclass(value) and _is_in(key, used)):
+            value = _narrowed(value, used, f"{key}.")
+            hint = type(value)
+        elif not _is_in(key, used) or key == "train.loss_options":
+            hint = tyro.conf.Suppress[hint]
+        body["__annotations__"][field.name], copied[field.name] = hint, value
+    return type(cls.__name__, (cls,), body)(**copied)
+
+
+def run_program(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
+    """Calls `main(argv)` and returns the exit code of the process; an error becomes one message on stderr."""
     try:
         return main(list(sys.argv[1:] if argv is None else argv)) or 0
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
-    except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the last flush does not fail as well
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""

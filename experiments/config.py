@@ -1,10 +1,12 @@
-"""What a run can be told: frozen dataclasses, the presets, and `config.json`.
+"""Run configuration: frozen dataclasses, the presets, and `config.json`.
 
-`Config()` is the documented `bce` experiment. Keys are written with dots, `train.learning_rate`, in every message, in
-`config.json` and on the command line (`experiments/cli.py`). Nothing here imports jax: `--help` must answer at once.
+`Config()` is the reference's `bce` experiment. An option has a dotted key, `train.learning_rate`, in messages, in
+`config.json` and on the command line (`experiments/cli.py`). Its field holds everything about it: the type, the range,
+its role (`experiments/fields.py`) and, in the docstring below, the text of the help.
+
+Nothing here imports jax, because `--help` must answer at once.
 """
 
-import contextlib
 import dataclasses
 import functools
 import json
@@ -12,70 +14,29 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from experiments.fields import convert
+from experiments.fields import (
+    Count,
+    Input,
+    Names,
+    NotNegative,
+    Option,
+    Output,
+    Positive,
+    Probability,
+    Range,
+    Role,
+    Seed,
+    Switch,
+    ThreeNumbers,
+    TwoNames,
+    convert,
+    read_option,
+)
 
 FORMAT = 1
-"""Version of `config.json`; a newer one is refused."""
-
-LOSS_NAMES = (
-    "bce",
-    "weighted_bce",
-    "balanced_bce",
-    "label_smoothing_bce",
-    "poly_bce",
-    "topk_bce",
-    "nacl",
-    "focal",
-    "normalized_focal",
-    "reduced_focal",
-    "asymmetric_focal",
-    "dice",
-    "squared_dice",
-    "log_dice",
-    "log_cosh_dice",
-    "dice_metric",
-    "wasserstein_dice",
-    "jaccard",
-    "log_jaccard",
-    "jaccard_metric",
-    "tversky",
-    "focal_tversky",
-    "asymmetric_similarity",
-    "asymmetric_focal_tversky",
-    "generalized_dice",
-    "penalty_generalized_dice",
-    "sensitivity_specificity",
-    "mcc",
-    "lovasz_hinge",
-    "lovasz_sigmoid",
-    "ssim",
-    "ms_ssim",
-    "cl_dice",
-    "boundary",
-    "boundary_dou",
-    "distance_bce",
-    "distance_dice",
-    "hausdorff_dt",
-    "log_hausdorff_dt",
-    "hausdorff_er",
-    "bce_dice",
-    "bce_jaccard",
-    "combo",
-    "dice_topk",
-    "jaccard_topk",
-    "exp_log",
-    "dice_focal",
-    "generalized_dice_focal",
-    "focal_jaccard",
-    "unified_focal",
-    "hybrid",
-    "unet3plus",
-    "dice_cl_dice",
-    "dice_boundary",
-)
-"""Names `train.loss` knows, as in `jaxunet.losses.LOSSES` (written out because importing that imports jax)."""
+"""Version of `config.json`; other versions are refused."""
 
 METRIC_NAMES = (
     "loss",
@@ -88,7 +49,7 @@ METRIC_NAMES = (
     "specificity",
     "precision",
 )
-"""Columns `train.metrics` may name, each also with the prefix `val_`."""
+"""Columns that `train.metrics` may name, each also with the prefix `val_`."""
 
 
 class ConfigError(ValueError):
@@ -101,25 +62,25 @@ class ConfigError(ValueError):
 class ModelConfig:
     """The network."""
 
-    image_width: int = 256
+    image_width: Count = 256
     """Width of the slices in pixels; a multiple of 2^num_layers."""
-    image_height: int = 256
+    image_height: Count = 256
     """Height of the slices in pixels; a multiple of 2^num_layers."""
-    image_channels: int = 3
+    image_channels: Count = 3
     """Channels of a slice (pre-contrast, FLAIR, post-contrast)."""
-    num_classes: int = 1
-    """Independent mask channels the network predicts."""
-    base_filters: int = 16
+    num_classes: Count = 1
+    """Independent mask channels that the network predicts."""
+    base_filters: Count = 16
     """Filters of the first level; each deeper level has twice as many."""
-    num_layers: int = 6
-    """Number of 2x2 poolings; 6 is the documented network of 31 110 001 parameters."""
-    dropout_rate: float = 0.08
-    """Dropout of level i is i times this rate, so num_layers times it must stay below 1."""
+    num_layers: Annotated[int, Range(1, 16)] = 6
+    """Number of 2x2 poolings; 6 is the reference's network with 31 110 001 parameters."""
+    dropout_rate: Annotated[float, Range(0, 1, below=True)] = 0.08
+    """Dropout of level i is i times this rate, so num_layers times it must be below 1."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number format of the computation; parameters, optimizer and loss are float32 always."""
-    remat: bool = False
-    """Compute each level again in the backward pass in place of keeping it: less memory, more time, same values."""
-    show_summary: bool = False
+    """Number format of the computation; parameters, optimizer and loss are always float32."""
+    remat: Annotated[bool, Role.FREE] = False
+    """Recompute each level in the backward pass instead of keeping it: less memory, more time, same values."""
+    show_summary: Annotated[bool, Role.FREE] = False
     """Print the layer table before training."""
 
 
@@ -127,36 +88,35 @@ class ModelConfig:
 class DataConfig:
     """The slices and how they are split."""
 
-    root: str | None = None
-    """The kaggle_3m folder, the Kaggle zip, or a folder of image and mask folders. None: synthetic slices."""
-    train_images: str | None = None
-    """Folder of training images, instead of root; fixes the split together with the three folders below."""
-    train_masks: str | None = None
+    root: Input = None
+    """The kaggle_3m folder, the Kaggle zip, or a folder with image and mask folders. None: synthetic slices."""
+    train_images: Input = None
+    """Folder of training images, instead of root. With the three folders below it fixes the split."""
+    train_masks: Input = None
     """Folder of their masks, paired by name."""
-    test_images: str | None = None
+    test_images: Input = None
     """Folder of test images."""
-    test_masks: str | None = None
+    test_masks: Input = None
     """Folder of their masks."""
     split: Literal["patient", "slice", "site"] = "patient"
-    """What training, validation and test do not share. slice is the documented split: it leaks patients."""
+    """What training, validation and test do not share. slice is the reference's split: it leaks patients."""
     slices: Literal["tumour", "all"] = "tumour"
-    """Slices trained and validated on: those with tumour, or all."""
-    test_sites: tuple[str, ...] = ()
+    """Slices used for training and validation: those with tumour, or all."""
+    test_sites: Names = ()
     """Sites to test on with split=site, for example CS,HT."""
-    split_seed: int = 0
+    split_seed: Seed = 0
     """Seed of the split."""
-    resize: bool | None = None
+    resize: Switch = None
     """Resize slices of another size to the model's. None: off for kaggle_3m, on for folders of images."""
-    mask_threshold: int | None = None
+    mask_threshold: Annotated[int | None, Range(0, 254)] = None
     """Grey masks: tumour is every value above this one (0..254). None: a grey mask is an error."""
-    cache_dir: str | None = None
-    """Where the prepared slices are kept. None: $XDG_CACHE_HOME/jaxunet."""
-    cache: Literal["none", "memory", "device"] = "none"
-    """Where decoded slices are kept while training: nowhere (each is read in every epoch), in the memory of the host,
-    or in that of every device, where a step picks them by index. The order and the values are the same."""
-    threads: int = 2
+    cache_dir: Output = None
+    """Folder of the prepared slices. None: $XDG_CACHE_HOME/jaxunet."""
+    cache: Annotated[Literal["none", "memory", "device"], Role.FREE] = "none"
+    """Where decoded slices stay during training: nowhere, in host memory, or on every device. Values are the same."""
+    threads: Annotated[Count, Role.FREE] = 2
     """Threads that read and decode slices."""
-    phantom_patients: int = 48
+    phantom_patients: Annotated[int, Range(3)] = 48
     """Patients of the synthetic set."""
 
 
@@ -165,35 +125,34 @@ class TrainConfig:
     """Training."""
 
     loss: str = "bce"
-    """bce, dice, jaccard, ssim, bce_dice, bce_jaccard, hybrid, or a function of your own: package.module:function.
-    Options of the loss have flags too, by name: --train.loss_options.smooth=0.5."""
+    """A loss of jaxunet or package.module:function. Its options are flags too: --train.loss_options.smooth=0.5."""
     loss_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Keyword options of the loss, by name."""
-    learning_rate: float = 1e-3
+    augment: Names = ()
+    """Augmentations of jaxunet.augment applied to each training slice, in this order, for example flip,gamma."""
+    learning_rate: Positive = 1e-3
     """Step size of Adam."""
     lr_rule: Literal["constant", "linear", "sqrt"] = "constant"
-    """How the step size grows with the batch: not at all, with batch_size / 4, or with the root of that."""
-    warmup_epochs: float = 0.0
-    """Epochs over which the step size rises from nothing to its full value."""
-    epochs: int = 100
-    """Most passes over the training slices; early stopping may end before. A longer run continues a shorter one."""
-    batch_size: int = 4
-    """Slices a step, over all devices together; a multiple of their number."""
-    accumulate: int = 1
-    """Parts a batch is computed in, one after the other, so that it needs the memory of one part. The loss is the mean
-    over the parts: that of the whole batch for bce, another one for losses of whole batches such as dice or jaccard."""
-    shard_optimizer: bool = False
+    """How the step size grows with the batch: not at all, with batch_size / 4, or with its square root."""
+    warmup_epochs: NotNegative = 0.0
+    """Epochs over which the step size rises from zero to its full value."""
+    epochs: Annotated[Count, Role.FREE] = 100
+    """Most passes over the training slices; early stopping may end sooner. A longer run continues a shorter one."""
+    batch_size: Count = 4
+    """Slices per step, over all devices together; a multiple of their number."""
+    accumulate: Count = 1
+    """Microbatches per batch, to save memory. The loss is their mean, which for dice or jaccard is another loss."""
+    shard_optimizer: Annotated[bool, Role.FREE] = False
     """Divide Adam's moments among the devices instead of keeping a copy on each."""
-    patience: int = 10
+    patience: Count = 10
     """Epochs without a lower validation loss after which training stops."""
-    seed: int = 0
-    """Seed of the initial weights, the order of the slices and dropout."""
-    metrics: tuple[str, str] = ("accuracy", "val_accuracy")
-    """The two columns of train_metrics.csv and its curve: loss, accuracy, dice_coef, jaccard_coef, dice, jaccard,
-    sensitivity, specificity or precision, with the prefix val_ for validation."""
-    eval_dir: str | None = None
-    """Where CSV files and curves go. None: the run directory."""
-    save_minutes: float = 10.0
+    seed: Seed = 0
+    """Seed of the initial weights, the order of the slices, dropout and augmentation."""
+    metrics: TwoNames = ("accuracy", "val_accuracy")
+    """The two columns of train_metrics.csv, such as accuracy, dice_coef, sensitivity; val_ is for validation."""
+    eval_dir: Output = None
+    """Folder of CSV files and curves. None: the run directory."""
+    save_minutes: Annotated[Positive, Role.FREE] = 10.0
     """Minutes between two saves of the full state within an epoch."""
 
 
@@ -203,17 +162,17 @@ class EvalConfig:
 
     split: Literal["test", "val", "train"] = "test"
     """Which slices are evaluated."""
-    batch_size: int = 32
-    """Slices a batch; the documented dice_coef is a mean over batches, so its value depends on this size."""
-    threshold: float = 0.5
-    """Probability from which a pixel counts as tumour in the thresholded scores."""
+    batch_size: Count = 32
+    """Slices per batch. The reference's dice_coef is a mean over batches, so its value depends on this size."""
+    threshold: Probability = 0.5
+    """Probability above which a pixel counts as tumour in the thresholded scores."""
     empty: Literal["perfect", "skip"] = "perfect"
     """Slices without tumour: perfect scores an empty prediction 1, skip leaves them out of every mean."""
-    lesion_iou: float | None = None
+    lesion_iou: Annotated[float | None, Range(0, 1, above=True)] = None
     """Intersection over union from which a lesion is found. None: any overlap."""
-    tolerance: float = 1.0
-    """How far an outline may be off and still count as right in the surface Dice, in units of the spacing."""
-    spacing: tuple[float, float, float] | None = None
+    tolerance: NotNegative = 1.0
+    """Largest error of an outline that still counts as correct in the surface Dice, in units of the spacing."""
+    spacing: Annotated[ThreeNumbers, Range(0, above=True)] = None
     """Distance between slices, rows and columns, for example 5,1,1 (mm). None: pixels."""
 
 
@@ -221,38 +180,40 @@ class EvalConfig:
 class InferConfig:
     """Prediction on images without a data set."""
 
-    images: str | None = None
+    images: Input = None
     """An image or a folder of images (png, jpg, tif, bmp)."""
-    masks: str | None = None
-    """Folder of true masks to draw beside the prediction, paired by name."""
-    output_dir: str | None = None
-    """Where probability maps and masks go. None: a folder in the run directory."""
-    merged_dir: str | None = None
-    """Where overlays go. None: beside the masks."""
-    batch_size: int = 8
+    masks: Input = None
+    """Folder of true masks to draw with the prediction, paired by name."""
+    output_dir: Output = None
+    """Folder of probability maps and masks. None: a folder in the run directory."""
+    merged_dir: Output = None
+    """Folder of overlays. None: the same as output_dir."""
+    batch_size: Count = 8
     """Images predicted at once."""
-    blur: float = 0.0
+    blur: NotNegative = 0.0
     """Sigma in pixels of a Gaussian that smooths the probabilities before the threshold; 0 is off."""
     binarize: bool = True
-    """Write binary masks beside the probability maps."""
-    threshold: float = 0.5
-    """Probability from which a pixel of a binary mask is tumour."""
+    """Write binary masks as well as probability maps."""
+    threshold: Probability = 0.5
+    """Probability above which a pixel of a binary mask is tumour."""
     overwrite: bool = False
-    """Replace pictures of an earlier prediction."""
+    """Replace the pictures of an earlier prediction."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One value that describes a run. Write options as --train.epochs=5."""
+    """The configuration of a run."""
 
-    config: str = "bce"
-    """Where the values start from: the preset bce, dice or demo, or the path of a documented .ini file."""
-    run_dir: str | None = None
+    config: Annotated[str, Role.PATH, Role.FREE] = "bce"
+    """Starting values: the preset bce, dice or demo, or an .ini file of the reference."""
+    run_dir: Output = None
     """The run directory. None: runs/<config>-<hash of the configuration>."""
-    distributed: bool = False
-    """Join the processes of all hosts before anything else."""
-    compile_cache: str | None = None
-    """Where compiled programs are kept for the next start. None: xla in data.cache_dir; off: nowhere."""
+    distributed: Annotated[bool, Role.FREE] = False
+    """Join the processes of all hosts first."""
+    compile_cache: Output = None
+    """Folder of compiled programs, which the next start reads. None: xla in data.cache_dir; off: compile every time."""
+    out: Annotated[str | None, Role.PATH, Role.FREE] = None
+    """The file that export (.npz) or summary (.png) writes."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
@@ -260,12 +221,15 @@ class Config:
     infer: InferConfig = InferConfig()
 
 
+FREE_SECTIONS = ("eval", "infer")
+"""Sections that use the trained weights and so never decide them."""
+
 PRESETS: Mapping[str, Config] = {
     # python -m experiments.train --config=bce --data.root=/path/to/kaggle_3m
-    # The documented experiment with binary cross-entropy; add --data.split=slice for its split.
+    # The reference's experiment with binary cross-entropy; add --data.split=slice for its split.
     "bce": Config(config="bce"),
     # python -m experiments.train --config=dice --data.root=/path/to/kaggle_3m
-    # The documented experiment with the hybrid loss; add --data.split=slice for its split.
+    # The reference's experiment with the hybrid loss; add --data.split=slice for its split.
     "dice": Config(config="dice", train=TrainConfig(loss="hybrid", metrics=("dice_coef", "val_dice_coef"))),
     # python -m experiments.train --config=demo
     # Synthetic slices and a small network: the whole workflow in minutes on two CPU cores.
@@ -277,37 +241,43 @@ PRESETS: Mapping[str, Config] = {
     ),
 }
 
-INPUT_PATHS = ("data.root", "data.train_images", "data.train_masks", "data.test_images", "data.test_masks")
-PATHS = (
-    *INPUT_PATHS,
-    *("run_dir", "data.cache_dir", "train.eval_dir", "compile_cache"),
-    *("infer.images", "infer.masks", "infer.output_dir", "infer.merged_dir"),
-)
-
 
 @functools.cache
-def kinds() -> Mapping[str, Any]:
-    """Returns the annotation of every dotted key, in the order of the help."""
-    found: dict[str, Any] = {}
-    for name, kind in typing.get_type_hints(Config).items():
-        if dataclasses.is_dataclass(kind):
-            found |= {f"{name}.{leaf}": inner for leaf, inner in typing.get_type_hints(kind).items()}
+def options() -> Mapping[str, Option]:
+    """Returns every option by its dotted key, in the order of the help."""
+    found: dict[str, Option] = {}
+    for name, annotation in typing.get_type_hints(Config, include_extras=True).items():
+        if dataclasses.is_dataclass(annotation):
+            roles = (Role.FREE,) if name in FREE_SECTIONS else ()
+            hints = typing.get_type_hints(annotation, include_extras=True)
+            found |= {f"{name}.{leaf}": read_option(hint, roles) for leaf, hint in hints.items()}
         else:
-            found[name] = kind
+            found[name] = read_option(annotation)
     return types.MappingProxyType(found)
+
+
+def keys_of(role: Role) -> tuple[str, ...]:
+    """Returns the keys of all options with a role."""
+    return tuple(key for key, option in options().items() if role in option.roles)
+
+
+def data_paths(config: Config) -> dict[str, str]:
+    """Returns the paths that the data set is read from, by key; empty for the synthetic set."""
+    values = flatten(config)
+    return {key: values[key] for key in keys_of(Role.INPUT) if key.startswith("data.") and values[key] is not None}
 
 
 def flatten(config: Config) -> dict[str, Any]:
     """Returns every value under its dotted key."""
     values: dict[str, Any] = {}
-    for key in kinds():
+    for key in options():
         section, _, leaf = key.rpartition(".")
         values[key] = getattr(getattr(config, section) if section else config, leaf)
     return values
 
 
 def override(config: Config, settings: Mapping[str, Any]) -> Config:
-    """Returns `config` with the dotted keys of `settings` replaced; the values have their types already."""
+    """Returns `config` with the dotted keys of `settings` replaced; the values must have their types already."""
     top = {key: value for key, value in settings.items() if "." not in key}
     sections: dict[str, dict[str, Any]] = {}
     for key, value in settings.items():
@@ -320,25 +290,25 @@ def override(config: Config, settings: Mapping[str, Any]) -> Config:
 
 def to_json(config: Config) -> str:
     """Returns the text of `config.json`: `{"format": 1, "train": {"epochs": ...}, ...}`."""
-    # who joins is the matter of each start: a run of many hosts is evaluated on one
-    stored = dataclasses.replace(config, distributed=False)
+    # Not stored: a run of several hosts may be evaluated on one, and each program names its own output file.
+    stored = dataclasses.replace(config, distributed=False, out=None)
     return json.dumps({"format": FORMAT, **dataclasses.asdict(stored)}, indent=2) + "\n"
 
 
 def from_json(text: str, *, name: str = "config.json") -> Config:
-    """Reads what `to_json` wrote; keys a later version added take their defaults.
+    """Reads the text that `to_json` wrote; keys that a later version added take their defaults.
 
     Args:
-      text: the file's content.
-      name: how messages call it.
+      text: the content of the file.
+      name: the name of the file, for messages.
 
     Raises:
-      ConfigError: no JSON object, a newer format, unknown keys, values of a wrong type (all named).
+      ConfigError: not a JSON object, another format, unknown keys or values of a wrong type (all of them named).
     """
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{name} is damaged, it is no JSON: {error}") from error
+        raise ConfigError(f"{name} is damaged, it is not valid JSON: {error}") from error
     found = content.pop("format", None) if isinstance(content, dict) else None
     if not isinstance(found, int) or isinstance(found, bool):
         raise ConfigError(f"{name} is not the configuration of a run: it has no format number")
@@ -346,7 +316,7 @@ def from_json(text: str, *, name: str = "config.json") -> Config:
         raise ConfigError(
             f"{name} has format {found}, this version reads format {FORMAT}: use the version that wrote it"
         )
-    sections = {key.split(".")[0] for key in kinds() if "." in key}
+    sections = {key.split(".")[0] for key in options() if "." in key}
     values: dict[str, Any] = {}
     for key, value in content.items():
         nested = key in sections and isinstance(value, dict)
@@ -354,7 +324,7 @@ def from_json(text: str, *, name: str = "config.json") -> Config:
     problems, settings = [], {}
     for key, value in values.items():
         try:
-            settings[key] = convert(value, kinds()[key])
+            settings[key] = convert(value, options()[key].kind)
         except KeyError:
             problems.append(f"unknown key {key}")
         except ValueError as error:
@@ -372,7 +342,7 @@ def read_run(run_dir: str | Path) -> Config:
     path = Path(run_dir) / "config.json"
     try:
         with path.open(encoding="utf-8") as file:
-            text = file.read(1_000_000)  # a configuration has some kilobytes; more is another file
+            text = file.read(1_000_000)  # a configuration has a few kilobytes; a larger file is something else
     except FileNotFoundError:
         raise ConfigError(
             f"no run in {run_dir}: {path} does not exist; train first, or name another --run_dir"
@@ -382,16 +352,8 @@ def read_run(run_dir: str | Path) -> Config:
     return dataclasses.replace(from_json(text, name=str(path)), run_dir=str(run_dir), distributed=False)
 
 
-def expand(key: str, value: Any) -> Any:
-    """Returns `value` with a leading `~` as the home directory where `key` is a path."""
-    if isinstance(value, str) and value.startswith("~") and key in (*PATHS, "config"):
-        with contextlib.suppress(RuntimeError):  # no such user: the name of a file then
-            return str(Path(value).expanduser())
-    return value
-
-
 def raise_problems(problems: list[str], prefix: str = "") -> None:
-    """Raises one `ConfigError` for all problems, a line each; does nothing without problems."""
+    """Raises one `ConfigError` for all problems, one per line; does nothing without problems."""
     if problems:
         lines = "".join(f"\n  {problem}" for problem in problems)
         raise ConfigError(prefix + (problems[0] if len(problems) == 1 else f"{len(problems)} problems:{lines}"))

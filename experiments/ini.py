@@ -1,4 +1,4 @@
-"""The documented .ini files: every key, and the option of `Config` it sets."""
+"""The reference's .ini files: every key, and the option of `Config` it sets."""
 
 import configparser
 import types
@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments import config as cfg
-from experiments.config import ConfigError
+from experiments.config import ConfigError, options, raise_problems
 from experiments.fields import convert, literal, suggest
 
 INI_KEYS: Mapping[tuple[str, str], str] = types.MappingProxyType(
@@ -40,24 +39,24 @@ INI_KEYS: Mapping[tuple[str, str], str] = types.MappingProxyType(
         ("mask", "threshold"): "infer.threshold",  # a grey value of 255
     }
 )
-"""Every key of the documented .ini files and the option it sets."""
+"""Every key of the reference's .ini files and the option it sets."""
 
 
 def read_ini(path: str | Path) -> dict[str, Any]:
-    """Returns what a documented .ini file sets, by dotted key.
+    """Returns the settings of an .ini file by dotted key.
 
-    Values are Python literals. Image folders make a fixed split by slice; everything the file leaves out keeps the
-    default of `Config()`.
+    Values are Python literals. Image folders make a fixed split by slice; keys that the file leaves out keep the
+    defaults of `Config()`.
 
     Args:
       path: the file, UTF-8.
 
     Raises:
-      ConfigError: the file is missing or damaged, or all its unknown sections and keys and unusable values in one
+      ConfigError: the file is missing or damaged; or all unknown sections, unknown keys and unusable values, in one
         message.
     """
     parser = configparser.ConfigParser(interpolation=None, default_section="\0")
-    parser.optionxform = str  # type: ignore[method-assign,assignment]  # unknown keys are named as they are written
+    parser.optionxform = str  # type: ignore[method-assign,assignment]  # keep the case of unknown keys
     try:
         with Path(path).open(encoding="utf-8-sig") as file:
             parser.read_string(file.read(1_000_000), source=str(path))
@@ -81,7 +80,7 @@ def read_ini(path: str | Path) -> dict[str, Any]:
                 settings[INI_KEYS[section, key]] = _ini_value(section, key, text)
             except ValueError as error:
                 problems.append(f"{where} = {text}: expected {error}")
-    cfg.raise_problems(problems, f"{path}: ")
+    raise_problems(problems, f"{path}: ")
     return settings
 
 
@@ -95,4 +94,4 @@ def _ini_value(section: str, key: str, text: str) -> Any:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 255:
             raise ValueError("a grey value between 0 and 255, without the ends")
         return value / 255
-    return cfg.expand(target, convert(value, cfg.kinds()[target]))
+    return convert(value, options()[target].kind)

@@ -1,35 +1,26 @@
-"""What a run says while it trains: a row a step, a row an epoch, a progress bar, curves, TensorBoard events."""
+"""The records of a training run: JSON lines, CSV tables, curves and TensorBoard events."""
 
 import csv
 import io
 import json
-import math
 import os
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from experiments import plots
+from experiments.run_directory import write_atomically
 
-from experiments.rundir import write_atomically
+try:
+    from tensorboardX import SummaryWriter
+except ImportError:  # the extra `tensorboard` is not installed
+    SummaryWriter = None
 
 Row = Mapping[str, Any]
 
 TABLES = ("train_losses", "train_metrics")
 RESULTS = tuple(f"{name}.{kind}" for name in TABLES for kind in ("csv", "png"))
-"""The files of a run that `train.eval_dir` can send elsewhere while it trains."""
-
-
-class Events(Protocol):
-    """The part of a TensorBoard writer that is used."""
-
-    def add_scalar(self, tag: str, value: float, step: int) -> Any:
-        """Records one number."""
-
-    def close(self) -> Any:
-        """Flushes and closes."""
+"""Files that training writes to `train.eval_dir` if it is set."""
 
 
 class RunLog:
@@ -41,7 +32,7 @@ class RunLog:
       columns: the two columns of `train_metrics.csv` after `epoch`.
       title: of the curves; names the data set.
       step: rows of later steps, left by a process that was killed before it saved, are dropped.
-      silent: write nothing: in a distributed run one process writes for all.
+      silent: write nothing. In a distributed run one process writes for all.
     """
 
     def __init__(
@@ -61,7 +52,9 @@ class RunLog:
             if path.exists():
                 _drop_after(path, step)
         self._rows = path.open("a", encoding="utf-8", buffering=1)
-        self._events = None if silent else _open_events(run_dir / "tensorboard", step)
+        self._events = None
+        if SummaryWriter and not silent:
+            self._events = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
 
     def step(self, row: Row) -> None:
         """Appends the row of a step: `step`, `epoch`, `loss` and scores."""
@@ -71,7 +64,7 @@ class RunLog:
                 self._events.add_scalar(f"step/{name}", row[name], row["step"])
 
     def epoch(self, history: Sequence[Row]) -> None:
-        """Appends the newest epoch, and writes the CSV files and the curves of all of them."""
+        """Appends the newest epoch and rewrites the CSV files and the curves."""
         newest = history[-1]
         self._append({"kind": "epoch", **newest})
         if self._events:
@@ -81,21 +74,19 @@ class RunLog:
         self.tables(history)
 
     def time(self, row: Row) -> None:
-        """Appends a row of a machine's times: what a run on another machine, or a resumed one, does not repeat."""
+        """Appends a row of times, the only rows that differ between machines and when a run is resumed."""
         self._append(row)
 
     def tables(self, history: Sequence[Row]) -> None:
         """Writes the CSV files and the curves."""
         if self.silent:
             return
-        from experiments import report  # matplotlib takes a second to import
-
         for name, columns in zip(TABLES, (("loss", "val_loss"), self.columns), strict=True):
             write_atomically(self.eval_dir / f"{name}.csv", _csv(history, ("epoch", *columns)))
-            report.curves(history, self.eval_dir / f"{name}.png", title=self.title, columns=columns)
+            plots.curves(history, self.eval_dir / f"{name}.png", title=self.title, columns=columns)
 
     def sync(self) -> None:
-        """Brings all rows to the disk; called before a checkpoint that counts on them."""
+        """Writes all rows to the disk; called before a checkpoint that relies on them."""
         self._rows.flush()
         if not self.silent:
             os.fsync(self._rows.fileno())
@@ -129,67 +120,3 @@ def _csv(rows: Sequence[Row], columns: Sequence[str]) -> str:
     writer.writerow(columns)
     writer.writerows([["" if row.get(c) is None else row[c] for c in columns] for row in rows])
     return text.getvalue()
-
-
-def _open_events(directory: Path, step: int) -> Events | None:
-    """TensorBoard events, if the extra `tensorboard` is installed."""
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(directory), purge_step=step + 1 if step else None)
-
-
-class Meter:
-    """The progress of a run: a bar on a terminal, a line a minute elsewhere.
-
-    Args:
-      console: where to print.
-      total: steps of the whole run.
-      done: steps finished before.
-      images: images a step.
-      hint: what to say where the run will take more than half an hour.
-      seconds_a_line: pause between two lines where there is no terminal.
-    """
-
-    def __init__(
-        self, console: Console, *, total: int, done: int, images: int, hint: str = "", seconds_a_line: float = 60.0
-    ) -> None:
-        self.console, self.total, self.images, self.hint = console, total, images, hint
-        self.seconds_a_line = seconds_a_line
-        self._first = self._last_line = time.monotonic()
-        self._done_before = done
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
-        self._task = self._bar.add_task("training", total=total, completed=done)
-
-    def __enter__(self) -> "Meter":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def update(self, step: int, text: str) -> None:
-        """Shows a finished step and a text such as `loss 0.1234`."""
-        now = time.monotonic()
-        if step == self._done_before + 1:
-            self._first = now  # the first step holds the compilation, which says nothing of the ones to come
-        steps = step - self._done_before - 1
-        seconds = (now - self._first) / steps if steps > 0 else math.nan
-        speed = f"{seconds:.3g} s a step, {self.images / seconds:.3g} images/s" if steps > 0 and seconds > 0 else ""
-        self._bar.update(self._task, completed=step, description=f"{text}  {speed}")
-        if steps == 3 and self.hint and seconds * (self.total - step) > 1800:
-            hours = seconds * self.total / 3600
-            self.console.print(
-                f"[bold]all epochs take about {hours:.1f} hours at {seconds:.2g} s a step[/bold]; {self.hint}"
-            )
-        if not self.console.is_terminal and now - self._last_line >= self.seconds_a_line:
-            self._last_line = now
-            left = f", {_duration(seconds * (self.total - step))} left at most" if steps > 0 else ""
-            self.console.print(f"step {step} of {self.total}: {text}  {speed}{left}")
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"

@@ -1,5 +1,6 @@
 """The documented .ini files: every key arrives, and nothing but literals does."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,8 @@ import pytest
 from experiments import config as cfg
 from experiments.cli import parse
 from experiments.config import Config, ConfigError, DataConfig, InferConfig, TrainConfig
-from experiments.identity import differences, run_directory
 from experiments.ini import INI_KEYS, read_ini
+from experiments.run_directory import differences, run_directory
 
 DATA = Path(__file__).parents[1] / "data"
 CODE = "__import__('pathlib').Path('canary').touch()"
@@ -87,7 +88,7 @@ def test_the_documented_dice_file_is_the_hybrid_loss_with_masks_as_written(tmp_p
 
 def test_every_documented_key_is_known_and_tried_here():
     assert {(section, key): target for section, key, _, target, _ in KEYS} == INI_KEYS
-    assert {target for *_, target, _ in KEYS} <= set(cfg.kinds())
+    assert {target for *_, target, _ in KEYS} <= set(cfg.options())
 
 
 @pytest.mark.parametrize(("section", "key", "text", "target", "value"), KEYS, ids=IDS)
@@ -195,7 +196,7 @@ def test_the_run_of_a_file_is_used_again_with_the_file_alone(tmp_path, monkeypat
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(cfg.to_json(trained))
     for program in ("evaluate", "predict", "summary"):
-        assert parse(words, program=program) == trained
+        assert parse(words, program=program) == dataclasses.replace(trained, run_dir=str(directory))
 
 
 def test_a_file_changed_since_training_changes_prediction_but_not_the_network(ini):

@@ -6,7 +6,7 @@ import pytest
 from data_pipeline.source import DataError
 from experiments import processes
 from experiments.config import ConfigError
-from experiments.processes import PeerError, agree, together
+from experiments.processes import PeerError, assert_same_on_all, fail_together
 
 
 def others(monkeypatch, *answers):
@@ -21,10 +21,10 @@ def others(monkeypatch, *answers):
 
 
 def test_alone_everything_agrees_and_errors_pass():
-    agree({"a": 1, "b": [1.5, "x"]})
-    with together("reading"):
+    assert_same_on_all({"a": 1, "b": [1.5, "x"]})
+    with fail_together("reading"):
         pass
-    with pytest.raises(DataError, match="mine"), together("reading"):
+    with pytest.raises(DataError, match="mine"), fail_together("reading"):
         raise DataError("mine")
 
 
@@ -36,19 +36,19 @@ def test_what_differs_is_named(monkeypatch):
 
     others(monkeypatch, another_second, None)
     with pytest.raises(ConfigError, match=r"differ in: train\.epochs; start all with one command line"):
-        agree({"configuration": {}, "train.epochs": 3})
+        assert_same_on_all({"configuration": {}, "train.epochs": 3})
 
 
 def test_a_difference_that_only_another_process_sees_stops_this_one_too(monkeypatch):
     others(monkeypatch, None, np.logical_not)
-    with pytest.raises(ConfigError, match="differ in: something another process names"):
-        agree({"configuration": {}})
+    with pytest.raises(ConfigError, match="differ in: values that another process names"):
+        assert_same_on_all({"configuration": {}})
 
 
 def test_a_failure_elsewhere_is_an_error_here(monkeypatch):
     others(monkeypatch, np.logical_not)
     message = "process 1 failed while opening the run directory: see its message"
-    with pytest.raises(PeerError, match=message), together("opening the run directory"):
+    with pytest.raises(PeerError, match=message), fail_together("opening the run directory"):
         pass
     assert PeerError.exit_code == 1
 
@@ -56,6 +56,6 @@ def test_a_failure_elsewhere_is_an_error_here(monkeypatch):
 def test_a_failure_here_is_told_to_the_others_before_it_is_raised(monkeypatch):
     told = []
     monkeypatch.setattr(processes, "_gather", lambda value: told.append(bool(value[0])) or value[None])
-    with pytest.raises(DataError), together("reading"):
+    with pytest.raises(DataError), fail_together("reading"):
         raise DataError("here")
     assert told == [True]

@@ -1,4 +1,4 @@
-"""Batches reach the devices one ahead of the step, from wherever the slices are kept, and waiting is counted."""
+"""Batches reach the devices one ahead of the step, from wherever the slices are store, and waiting is counted."""
 
 import time
 import types
@@ -11,8 +11,7 @@ from jax.sharding import PartitionSpec
 from data_pipeline import cache
 from data_pipeline.loader import train_batches
 from data_pipeline.source import DataError, UsageError
-from experiments.clock import Clock
-from experiments.feed import Feed, Kept, check_devices_memory, input_shapes
+from experiments.prefetch import Prefetcher, SliceStore, check_devices_memory
 from jaxunet.sharding import make_mesh
 from jaxunet.step import take_rows
 from tests.data_pipeline.test_cache import Data
@@ -31,77 +30,46 @@ BUSY, IDLE = types.SimpleNamespace(is_ready=lambda: False), types.SimpleNamespac
 
 def test_a_batch_is_on_its_way_before_it_is_asked_for_and_comes_with_what_was_put():
     put = []
-    feed = Feed(numbers(3), lambda batch: put.append(int(batch["n"][0])) or {"on": batch["n"]})
-    batch, inputs = next(feed)
+    batches = Prefetcher(numbers(3), lambda batch: put.append(int(batch["n"][0])) or {"on": batch["n"]})
+    batch, inputs = next(batches)
     assert (put, batch["n"], inputs["on"]) == ([0], [0], [0])
-    feed.ahead(BUSY)
+    batches.prefetch(BUSY)
     assert put == [0, 1]
-    assert next(feed)[0]["n"] == [1]
+    assert next(batches)[0]["n"] == [1]
     assert put == [0, 1]
-    assert [int(batch["n"][0]) for batch, _ in feed] == [2]
+    assert [int(batch["n"][0]) for batch, _ in batches] == [2]
 
 
 def test_an_error_belongs_to_the_step_that_would_take_the_batch():
-    feed = Feed(numbers(1, DataError("slice s_1 is gone")), dict)
-    next(feed)
-    feed.ahead(BUSY)  # while step 1 still runs
+    batches = Prefetcher(numbers(1, DataError("slice s_1 is gone")), dict)
+    next(batches)
+    batches.prefetch(BUSY)  # while step 1 still runs
     with pytest.raises(DataError, match="s_1"):
-        next(feed)
+        next(batches)
 
 
 def test_only_time_in_which_the_devices_had_nothing_to_do_is_waiting():
-    feed = Feed(numbers(3, pause=0.05), dict)
-    next(feed)
-    assert (first := feed.waited) >= 0.05  # nothing can run before the first batch is there
-    feed.ahead(BUSY)
-    next(feed)
-    assert feed.waited == first
-    feed.ahead(IDLE)
-    assert feed.waited >= first + 0.05
-
-
-def test_a_clock_tells_the_share_of_each_lap_that_its_feeds_waited(monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr("experiments.clock.time.perf_counter", lambda: now[0])
-    monkeypatch.setattr("experiments.clock.STARTED", 90.0)
-    clock = Clock()
-    clock.libraries_imported()
-    first, second = (clock.watch(types.SimpleNamespace(waited=0.0)) for _ in range(2))
-    assert clock.total() == {"seconds": 0.0, "waited": 0.0}  # a run that was finished already
-    now[0], first.waited = 120.0, 3.0  # for its first batch, which belongs to the start
-    assert clock.first(np.float32(0) + jax.numpy.zeros(())) == {"import": 10.0, "compile": 0.0, "first_step": 30.0}
-    first.waited, second.waited, now[0] = 4.0, 0.5, 130.0
-    assert clock.lap() == {"seconds": 10.0, "waited": 0.15}
-    second.waited, now[0] = 1.5, 134.0
-    assert clock.lap() == {"seconds": 4.0, "waited": 0.25}
-    assert clock.total() == {"seconds": 14.0, "waited": 2.5 / 14}
-
-
-def test_what_is_compiled_at_the_same_time_counts_once(monkeypatch):
-    now = [10.0]
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    clock = Clock()
-    with clock.compiling():
-        now[0] = 12.0
-        with clock.compiling():
-            now[0] = 15.0
-    now[0] = 20.0
-    with pytest.raises(ValueError, match="no program"), clock.compiling():
-        now[0] = 21.0
-        raise ValueError("no program")
-    assert clock.compiled == 6.0
+    waited = []
+    batches = Prefetcher(numbers(3, pause=0.05), dict, waited.append)
+    next(batches)
+    assert len(waited) == 1 and waited[0] >= 0.05  # nothing can run before the first batch is there
+    batches.prefetch(BUSY)
+    next(batches)
+    assert len(waited) == 1
+    batches.prefetch(IDLE)
+    assert len(waited) == 2 and waited[1] >= 0.05
 
 
 @pytest.mark.parametrize("devices", [1, 4])
 @pytest.mark.parametrize("kind", ["none", "memory", "device"])
-def test_a_step_is_sent_the_same_slices_wherever_they_are_kept(kind, devices):
+def test_a_step_is_sent_the_same_slices_wherever_they_are_store(kind, devices):
     mesh, data = make_mesh(jax.devices()[:devices]), Data()
-    kept = Kept(data, range(12), cache=kind, threads=2, mesh=mesh)
-    batches = train_batches(kept.source, range(12), batch_size=4, seed=1, threads=0)
+    store = SliceStore(data, range(12), cache=kind, threads=2, mesh=mesh)
+    batches = train_batches(store.source, range(12), batch_size=4, seed=1, threads=0)
     wanted = train_batches(data, range(12), batch_size=4, seed=1, threads=0)
-    shapes = input_shapes(mesh, 4, (6, 4, 3), (6, 4, 1), kept.pixels)
+    shapes = store.input_shapes(4, (6, 4, 3), (6, 4, 1))
     for _ in range(4):
-        inputs, expected = kept.put(next(batches)), next(wanted)
+        inputs, expected = store.put(next(batches)), next(wanted)
         assert ("row" in inputs) == (kind == "device")
         for name, leaf in inputs.items():
             if name == "pixels":

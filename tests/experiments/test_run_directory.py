@@ -1,4 +1,4 @@
-"""A run directory: who may write there, and what is said when its files are not what was written."""
+"""A run directory: its identity, who may write there, and how damaged files are refused."""
 
 import contextlib
 import json
@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from data_pipeline.source import DataError
-from experiments import rundir
+from experiments import run_directory
 from experiments.config import Config, ConfigError, to_json
 
 MANIFEST = {
@@ -26,24 +26,24 @@ def write(directory, content):
 
 def test_the_split_of_a_run_is_read_by_name(tmp_path):
     write(tmp_path, MANIFEST)
-    split = rundir.saved_split(tmp_path, DATA)
+    split = run_directory.saved_split(tmp_path, DATA)
     assert (split.train, split.val, split.test, split.notes) == ((2,), (1,), (3, 0), ("n",))
     assert split.whole_volumes, "a manifest that does not say: as it was then"
     write(tmp_path, {**MANIFEST, "split": {**MANIFEST["split"], "whole_volumes": False}})
-    assert not rundir.saved_split(tmp_path, DATA).whole_volumes
+    assert not run_directory.saved_split(tmp_path, DATA).whole_volumes
 
 
 def test_a_slice_that_the_data_do_not_hold_is_named(tmp_path):
     write(tmp_path, {**MANIFEST, "split": {**MANIFEST["split"], "val": ["d_9"]}})
     with pytest.raises(ConfigError, match=r"manifest\.json is damaged: the data holds no slice 'd_9'"):
-        rundir.saved_split(tmp_path, DATA)
+        run_directory.saved_split(tmp_path, DATA)
 
 
 def test_data_that_have_changed_are_refused_with_both_fingerprints(tmp_path):
     write(tmp_path, MANIFEST)
     changed = SimpleNamespace(fingerprint="0" * 64, entries=DATA.entries)
     with pytest.raises(DataError, match=r"has changed since .*: fingerprint f{12} then, 0{12} now"):
-        rundir.saved_split(tmp_path, changed)
+        run_directory.saved_split(tmp_path, changed)
 
 
 LACKING = [(key, name) for key in ("dataset", "split") for name in MANIFEST[key]]
@@ -53,7 +53,7 @@ LACKING = [(key, name) for key in ("dataset", "split") for name in MANIFEST[key]
 def test_a_manifest_that_lacks_something_is_refused_by_name(tmp_path, key, name):
     write(tmp_path, {**MANIFEST, key: {k: v for k, v in MANIFEST[key].items() if k != name}})
     with pytest.raises(ConfigError, match=rf"manifest\.json is damaged: it lacks {key} with .*{name}"):
-        rundir.read_manifest(tmp_path)
+        run_directory.read_manifest(tmp_path)
 
 
 @pytest.mark.parametrize("key", ["dataset", "split"])
@@ -61,7 +61,7 @@ def test_a_manifest_that_lacks_something_is_refused_by_name(tmp_path, key, name)
 def test_a_manifest_with_something_else_in_a_place_is_refused(tmp_path, key, value):
     write(tmp_path, {**MANIFEST, key: value})
     with pytest.raises(ConfigError, match=f"lacks {key}"):
-        rundir.read_manifest(tmp_path)
+        run_directory.read_manifest(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -71,28 +71,28 @@ def test_a_manifest_with_something_else_in_a_place_is_refused(tmp_path, key, val
 def test_a_damaged_or_foreign_manifest_is_refused_by_name(tmp_path, text, message):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(ConfigError, match=rf"manifest\.json .*{message}"):
-        rundir.read_manifest(tmp_path)
+        run_directory.read_manifest(tmp_path)
 
 
 def test_a_manifest_that_is_missing_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"manifest\.json cannot be read: .*No such file"):
-        rundir.read_manifest(tmp_path)
+        run_directory.read_manifest(tmp_path)
 
 
 def test_a_run_may_begin_where_nothing_or_a_killed_start_is(tmp_path):
-    assert not rundir.check_directory(tmp_path / "new", Config())
-    assert not rundir.check_directory(tmp_path, Config())
+    assert not run_directory.check_directory(tmp_path / "new", Config())
+    assert not run_directory.check_directory(tmp_path, Config())
     for name in ("manifest.json", "manifest.json.partial", "config.json.partial", "run.lock"):
         (tmp_path / name).write_text("half")
-    assert not rundir.check_directory(tmp_path, Config())
+    assert not run_directory.check_directory(tmp_path, Config())
     (tmp_path / "config.json").write_text(to_json(Config()))
-    assert rundir.check_directory(tmp_path, Config())
+    assert run_directory.check_directory(tmp_path, Config())
 
 
 def test_a_file_in_place_of_the_directory_is_refused(tmp_path):
     (tmp_path / "run").write_text("mine")
     with pytest.raises(ConfigError, match=r"run_dir=.*run is a file, expected a directory or a new name"):
-        rundir.check_directory(tmp_path / "run", Config())
+        run_directory.check_directory(tmp_path / "run", Config())
     assert (tmp_path / "run").read_text() == "mine"
 
 
@@ -102,17 +102,17 @@ def test_a_claim_that_cannot_be_read_is_refused_and_kept(tmp_path, text):
     run.mkdir()
     results.mkdir()
     write(run, {**MANIFEST, "id": "mine"})
-    (results / rundir.CLAIM).write_text(text)
+    (results / run_directory.CLAIM).write_text(text)
     with pytest.raises(ConfigError, match=r"train\.eval_dir=.*results cannot be used"):
-        rundir.claim(results, run, ["a.csv"])
-    assert (results / rundir.CLAIM).read_text() == text
+        run_directory.claim(results, run, ["a.csv"])
+    assert (results / run_directory.CLAIM).read_text() == text
 
 
 def test_a_second_process_is_told_who_holds_the_lock(tmp_path):
     message = r"is in use by process \d+ on \S+ since 20"
-    with rundir.locked(tmp_path), pytest.raises(ConfigError, match=message), rundir.locked(tmp_path):
+    with run_directory.locked(tmp_path), pytest.raises(ConfigError, match=message), run_directory.locked(tmp_path):
         pass
-    with rundir.locked(tmp_path):
+    with run_directory.locked(tmp_path):
         pass
 
 
@@ -128,14 +128,14 @@ def no_space():
 
 
 def test_a_disk_without_room_for_the_lock_names_the_file(tmp_path):
-    with pytest.raises(OSError, match="too large") as caught, no_space(), rundir.locked(tmp_path):
+    with pytest.raises(OSError, match="too large") as caught, no_space(), run_directory.locked(tmp_path):
         pass
     assert caught.value.filename == str(tmp_path / "run.lock")
 
 
 def test_a_file_that_cannot_be_written_is_named_and_the_old_one_kept(tmp_path):
     path = tmp_path / "config.json"
-    rundir.write_atomically(path, "old")
+    run_directory.write_atomically(path, "old")
     with pytest.raises(OSError, match="too large") as caught, no_space():
-        rundir.write_atomically(path, "new")
+        run_directory.write_atomically(path, "new")
     assert caught.value.filename == str(path) and path.read_text() == "old"
