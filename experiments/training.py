@@ -129,7 +129,7 @@ class CompiledSteps:
     Args:
       config: the run.
       clock: counts the time of tracing and compiling.
-      epoch_steps: training steps per epoch, which a warm-up depends on.
+      per_epoch: training steps per epoch, which a warm-up depends on.
 
     Attributes:
       mesh: all devices.
@@ -142,10 +142,10 @@ class CompiledSteps:
     train_step: Callable[..., tuple[TrainState, dict[str, Any]]]
     eval_step: Callable[..., Any]
 
-    def __init__(self, config: Config, clock: Clock, epoch_steps: int) -> None:
-        self.config, self.clock = config, clock
+    def __init__(self, config: Config, clock: Clock, per_epoch: int) -> None:
+        self.config, self.clock, self.per_epoch = config, clock, per_epoch
         self.mesh = make_mesh()
-        self.model, self.optimizer = build.model(config), build.optimizer(config, epoch_steps)
+        self.model, self.optimizer = build.model(config), build.optimizer(config, per_epoch)
         with clock.compiling():
             self.abstract = abstract_state(self.model, self.optimizer, image_shape=build.image_shape(config))
         self.places = state_sharding(self.abstract, self.mesh, split_optimizer=config.train.shard_optimizer)
@@ -184,15 +184,14 @@ class Trainer:
       config: the run.
       data: prepared slices.
       split: their division.
+      steps: the network and its steps, not yet compiled.
       directory: the run directory.
-      clock: measures this process.
     """
 
-    def __init__(self, config: Config, data: Prepared, split: Split, directory: Path, clock: Clock) -> None:
-        self.config, self.data, self.split, self.clock = config, data, split, clock
-        self.steps_per_epoch = len(split.train) // config.train.batch_size
+    def __init__(self, config: Config, data: Prepared, split: Split, steps: CompiledSteps, directory: Path) -> None:
+        self.config, self.data, self.split, self.steps, self.clock = config, data, split, steps, steps.clock
+        self.steps_per_epoch = steps.per_epoch
         self.total = config.train.epochs * self.steps_per_epoch
-        self.steps = CompiledSteps(config, clock, self.steps_per_epoch)
         self.last = Checkpoints(directory / "checkpoints" / "last", keep=2)
         self.best = Checkpoints(directory / "checkpoints" / "best", keep=1)
 
@@ -481,7 +480,7 @@ def train(
         begun = check_directory(directory, config)
         data = build.dataset(config, progress=first)
         split = saved_split(directory, data) if begun else build.data_split(config, data)
-        steps_per_epoch(len(split.train), config.train.batch_size)
+        per_epoch = steps_per_epoch(len(split.train), config.train.batch_size)
     subsets = [split.train, split.val, split.test]
     given = {"configuration": identity(config), "train.epochs": config.train.epochs, "run_dir": str(directory)}
     assert_same_on_all({**given, "data": data.fingerprint, "split": subsets, "run begun": begun})
@@ -491,7 +490,8 @@ def train(
                 stack.enter_context(locked(directory))
                 record_start(directory, config, data, split)
                 claim(results, directory, RESULTS)
-        trainer = stack.enter_context(contextlib.closing(Trainer(config, data, split, directory, clock)))
+        steps = CompiledSteps(config, clock, per_epoch)
+        trainer = stack.enter_context(contextlib.closing(Trainer(config, data, split, steps, directory)))
         state, progress = trainer.restore(console)
         step = int(state.step)
         assert_same_on_all({"checkpoint": step})

@@ -1,4 +1,4 @@
-"""The allocator keeps freed memory, compiled programs are kept for the next start, and the clock counts each second once."""
+"""Freed memory is kept, compiled programs are reused by the next start, and the clock counts each second once."""
 
 import os
 import subprocess

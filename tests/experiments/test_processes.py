@@ -1,12 +1,15 @@
 """What the processes of a run must have in common, here with the answers of the others given."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 
 from data_pipeline.source import DataError
 from experiments import processes
 from experiments.config import ConfigError
-from experiments.processes import PeerError, assert_same_on_all, fail_together
+from experiments.processes import PeerError, StopRequest, any_process, assert_same_on_all, fail_together
 
 
 def others(monkeypatch, *answers):
@@ -59,3 +62,20 @@ def test_a_failure_here_is_told_to_the_others_before_it_is_raised(monkeypatch):
     with pytest.raises(DataError), fail_together("reading"):
         raise DataError("here")
     assert told == [True]
+
+
+# --- signals
+
+
+def test_the_first_signal_requests_a_stop_and_the_second_ctrl_c_interrupts():
+    before = signal.getsignal(signal.SIGINT)
+    with StopRequest().listening() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.name == "SIGINT"
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_single_process_hears_itself_at_every_step():
+    assert any_process([True, False], step=7) == [True, False]

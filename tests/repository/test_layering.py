@@ -1,4 +1,4 @@
-"""Arrows point down only: what each package may import, and what none of them may do."""
+"""What each package may import, that imports are at the top and without cycles, and what no file may do."""
 
 import ast
 import sys
@@ -35,6 +35,92 @@ def imports(source: str) -> Iterator[tuple[str, int]]:
 
 def roots(source: str) -> set[str]:
     return {name.split(".")[0] for name, _ in imports(source)} - sys.stdlib_module_names
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports_at_the_top(source: str) -> set[str]:
+    """Names imported when a file is imported; those under `if TYPE_CHECKING` and inside functions do not run then."""
+    names: set[str] = set()
+    waiting = list(ast.parse(source).body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            waiting += node.orelse
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+        else:
+            waiting += [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
+    return names
+
+
+def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Returns one path around each cycle that a depth-first search meets."""
+    found: list[list[str]] = []
+    done: set[str] = set()
+
+    def visit(name: str, path: list[str]) -> None:
+        if name in path:
+            found.append([*path[path.index(name) :], name])
+        elif name not in done:
+            for other in sorted(graph[name]):
+                visit(other, [*path, name])
+            done.add(name)
+
+    for name in sorted(graph):
+        visit(name, [])
+    return found
+
+
+def import_graph() -> dict[str, set[str]]:
+    modules = {module_of(path): path for path in FILES}
+    graph = {}
+    for name, path in modules.items():
+        wanted = imports_at_the_top(path.read_text())
+        # `from package import name` needs the package's own file only where `name` is not a module.
+        needed = {one for one in wanted if one in modules}
+        packages = {one for one in needed if any(other.startswith(f"{one}.") for other in needed)}
+        named = {one.rpartition(".")[0] for one in wanted if one not in modules}
+        graph[name] = {one for one in needed - {name} if one not in packages or one in named}
+    return graph
+
+
+def imports_inside_functions(source: str) -> list[int]:
+    """Lines of the imports inside functions."""
+    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+    lines = {
+        node.lineno
+        for function in functions
+        for node in ast.walk(function)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+    return sorted(lines)
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    assert cycles(import_graph()) == []
+
+
+def test_the_search_for_cycles_finds_one():
+    assert cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == [["b", "c", "b"]]
+    assert imports_at_the_top(
+        "import a\nif TYPE_CHECKING:\n    import b\ntry:\n    import c\nexcept E:\n    d = 0"
+    ) == {"a", "c"}
+
+
+def test_imports_are_at_the_top_of_a_file():
+    inside = {identify(path): lines for path in FILES if (lines := imports_inside_functions(path.read_text()))}
+    assert sum(map(len, inside.values())) <= 20, inside
+
+
+def test_no_package_imports_the_tests():
+    assert not [identify(path) for path in FILES if "tests" in roots(path.read_text())]
 
 
 def calls_that_are_forbidden(source: str) -> list[str]:
