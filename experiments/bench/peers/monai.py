@@ -65,7 +65,7 @@ def serve(**arguments: Any) -> dict[str, Callable[..., Any]]:
 
 
 def serve_losses(size: int, batch: int) -> dict[str, Callable[..., Any]]:
-    """MONAI's losses of one channel, or of two where it has no other form; options as close to jaxunet's as possible."""
+    """MONAI's losses of one channel, or two where it has no other form; options as close to jaxunet's as possible."""
     nacl = losses.NACLLoss(classes=2, dim=2)
     wasserstein = losses.GeneralizedWassersteinDiceLoss(np.array(DISTANCES), **ONE)
     ssim, unified = losses.SSIMLoss(spatial_dims=2), losses.AsymmetricUnifiedFocalLoss()
