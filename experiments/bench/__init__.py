@@ -1,1 +1,1 @@
-"""What the network costs, beside what people would use instead: `python -m experiments.bench`."""
+"""Benchmarks of the network, its losses and its input pipeline."""

@@ -1,8 +1,9 @@
-"""`python -m experiments.bench loader --root=kaggle_3m`: how many slices a second reach the step, stage by stage.
+"""`python -m experiments.bench loader --root=kaggle_3m`: how many slices per second reach the step, stage by stage.
 
-Stages are measured one by one in one thread, on decoded or read slices that are at hand; the caches as a training run
-uses them, in its random order, up to the host and up to the device. PyTorch's DataLoader, in a process of its own,
-reads the image files with two workers, as people do. They take turns in rounds, all files in the page cache.
+Each stage is measured alone in one thread, on slices that have been read or decoded before; each cache is measured as a
+training run uses it, in its random order, up to the host and up to the device. PyTorch's DataLoader, in a process of
+its own, reads the image files with two workers, as people do. All take turns in rounds, with all files in the page
+cache.
 """
 
 import dataclasses
@@ -10,55 +11,92 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from experiments.bench.options import Network, at_least, parse
+import jax
+import optax
 
-if TYPE_CHECKING:
-    from data_pipeline.prepare import Prepared
-    from data_pipeline.source import Source
+from data_pipeline import open_source
+from data_pipeline.kaggle import PairSource
+from data_pipeline.loader import epoch_order, stack, train_batches
+from data_pipeline.prepare import Prepared, prepare
+from data_pipeline.source import Source
+from experiments import report
+from experiments.bench import results
+from experiments.bench.options import LoaderOptions
+from experiments.bench.peers import PEER_MODULES, missing
+from experiments.bench.rounds import rotated
+from experiments.bench.worker import Worker
+from experiments.bench.workload import ADAM, LEARNING_RATE
+from experiments.feed import Feed, Kept
+from jaxunet import UNet, init_state
+from jaxunet.losses import LOSSES
+from jaxunet.sharding import batch_sharding, make_mesh, replicate
+from jaxunet.step import compile_train_step
 
 CACHES = ("none", "memory", "device")
-TORCH = "experiments.bench.torch_loader:program"
-
-
-@dataclasses.dataclass(frozen=True)
-class Options(Network):
-    """Slices a second: read, decoded, shuffled, batched, on the device; by cache; beside a torch DataLoader."""
-
-    root: str | None = None
-    """The kaggle_3m folder, whose TIFF files the DataLoader reads. None: synthetic slices, without a DataLoader."""
-    cache_dir: str | None = None
-    """Where the prepared slices are. None: $XDG_CACHE_HOME/jaxunet."""
-    batch: int = 4
-    """Slices a batch."""
-    threads: int = 2
-    """Threads of the loader."""
-    workers: int = 2
-    """Processes of the DataLoader."""
-    rounds: int = 5
-    """Turns of each."""
-    seconds: float = 1.0
-    """Least duration of a turn."""
-    steps: int = 3
-    """Training steps a round, on one resident batch and with each cache; 0 leaves them out."""
-
-    def problems(self) -> list[str]:
-        """What is wrong with the values."""
-        counts = {"batch": self.batch, "threads": self.threads, "workers": self.workers, "rounds": self.rounds}
-        return [*super().problems(), *at_least(1, **counts), *at_least(0, steps=self.steps)]
-
 
 Turn = Callable[[], float]
-"""Works for a while; returns slices a second."""
+"""Works for a while; returns slices per second."""
+
+
+def main(options: LoaderOptions) -> int:
+    """Measures, prints the tables and writes the files that were asked for."""
+    results.check_new(options.json)
+    content = measure(options)
+    results.write_json(options.json, "loader", dataclasses.asdict(options), content)
+    show(content, options)
+    return 0
+
+
+def measure(options: LoaderOptions) -> dict[str, Any]:
+    """Measures everything, in rounds.
+
+    Returns:
+      `{"data", "slices", "rates": {name: summary of slices per second}, "step_seconds": {name: summary}, "absent"}`.
+    """
+    size = options.size, options.size
+    source = open_source(options.root, size=size, resize=None if options.root is None else False)
+    data = prepare(source, options.cache_dir, datasets=[options.root] if options.root else [])
+    turns = {f"stage: {name}": work for name, work in stages(data, options).items()}
+    cached, opened = caches(data, options)
+    turns |= {f"cache {name}": work for name, work in cached.items()}
+    loader, worker, absent = torch_turn(source, options)
+    if loader:
+        turns[f"torch DataLoader, {options.workers} workers, TIFF"] = loader
+    try:
+        rates: dict[str, list[float]] = {name: [] for name in turns}
+        for number in range(options.rounds + 1):
+            for name, work in turns.items():
+                found = work()
+                if number:  # the first round warms caches up
+                    rates[name].append(found)
+    finally:
+        for batches in opened:
+            batches.close()  # type: ignore[attr-defined]
+        if worker:
+            worker.close()
+    seconds: dict[str, list[float]] = {}
+    if options.steps:
+        runs = steps(data, options)
+        for number in range(options.rounds * options.steps):  # one step per turn, as the machine's speed varies
+            for name in rotated(list(runs), number):
+                seconds.setdefault(name, []).append(runs[name]())
+    return {
+        "data": data.title,
+        "slices": len(data),
+        "rates": {name: results.summarise(found) for name, found in rates.items()},
+        "step_seconds": {name: results.summarise(found) for name, found in seconds.items()},
+        "absent": absent,
+    }
 
 
 def turn(work: Callable[[], int], seconds: float) -> Turn:
-    """Repeats `work`, which returns how many slices it has done."""
+    """Repeats `work`, which returns the number of slices it has handled."""
 
     def run() -> float:
-        count, start = work(), time.perf_counter()
-        count = 0  # the first call may find things cold
+        work()  # the first call may find things cold
+        count, start = 0, time.perf_counter()
         while (elapsed := time.perf_counter() - start) < seconds:
             count += work()
         return count / elapsed
@@ -66,14 +104,8 @@ def turn(work: Callable[[], int], seconds: float) -> Turn:
     return run
 
 
-def stages(data: "Prepared", options: Options) -> dict[str, Turn]:
+def stages(data: Prepared, options: LoaderOptions) -> dict[str, Turn]:
     """Each stage alone, in this thread."""
-    import jax
-
-    from data_pipeline.loader import epoch_order, stack
-    from experiments.feed import Kept
-    from jaxunet.sharding import make_mesh
-
     size = options.batch
     order = itertools.cycle(epoch_order(len(data), seed=0, epoch=0).tolist())
     records = itertools.cycle([data.record(next(order)) for _ in range(min(256, len(data)))])
@@ -95,19 +127,13 @@ def stages(data: "Prepared", options: Options) -> dict[str, Turn]:
     return {name: turn(work, options.seconds) for name, work in works.items()}
 
 
-def caches(data: "Prepared", options: Options) -> tuple[dict[str, Turn], list[Iterator[Any]]]:
-    """The batches of a training run, on the host and on the device; and the iterators, to be closed."""
-    import jax
-
-    from data_pipeline.loader import train_batches
-    from experiments.feed import Kept
-    from jaxunet.sharding import make_mesh
-
+def caches(data: Prepared, options: LoaderOptions) -> tuple[dict[str, Turn], list[Iterator[Any]]]:
+    """The batches of a training run, on the host and on the device; and the iterators, which must be closed."""
     mesh, turns, opened = make_mesh(jax.devices()[:1]), {}, []
     for cache in CACHES:
         kept = Kept(data, range(len(data)), cache=cache, threads=options.threads, mesh=mesh)
         if cache == "memory":
-            kept.source.fill(options.threads)  # type: ignore[union-attr]  # what the first epoch does
+            kept.source.fill(options.threads)  # type: ignore[union-attr]  # as the first epoch does
         order = {"batch_size": options.batch, "seed": 0, "threads": options.threads}
         for place in ("host", "device"):
             batches = train_batches(kept.source, range(len(data)), **order)
@@ -123,23 +149,12 @@ def caches(data: "Prepared", options: Options) -> tuple[dict[str, Turn], list[It
     return turns, opened
 
 
-def steps(data: "Prepared", options: Options) -> dict[str, Callable[[], float]]:
-    """A training step, with one batch that lies on the device and with each cache: its seconds; hybrid loss.
+def steps(data: Prepared, options: LoaderOptions) -> dict[str, Callable[[], float]]:
+    """Training steps of the hybrid loss, on one batch that stays on the device and with each cache; return seconds.
 
-    All train the same state in turns, and those whose batches have one form run the same program: what lies elsewhere
-    in memory can take another time.
+    All train the same state in turns, and those whose batches have the same structure run the same program: data at
+    another place in memory can change the time.
     """
-    import jax
-    import optax
-
-    from data_pipeline.loader import train_batches
-    from experiments.bench.workload import ADAM, LEARNING_RATE
-    from experiments.feed import Feed, Kept
-    from jaxunet import UNet, init_state
-    from jaxunet.losses import LOSSES
-    from jaxunet.sharding import batch_sharding, make_mesh, replicate
-    from jaxunet.step import compile_train_step
-
     mesh = make_mesh(jax.devices()[:1])
     model = UNet(base_filters=options.base_filters, num_layers=options.num_layers, dropout_rate=options.dropout_rate)
     fresh = init_state(model, optax.adam(LEARNING_RATE, **ADAM), seed=0, image_shape=data.shape)
@@ -172,108 +187,47 @@ def steps(data: "Prepared", options: Options) -> dict[str, Callable[[], float]]:
     return found
 
 
-def torch_turn(source: "Source", options: Options) -> tuple[Turn | None, Any, str]:
-    """The DataLoader in a process of its own: its turn, the process to be closed, and why there is none."""
-    import importlib.util
-
-    from data_pipeline.kaggle import PairSource
-    from experiments.bench.workers import Worker
-
-    if importlib.util.find_spec("torch") is None:
+def torch_turn(source: Source, options: LoaderOptions) -> tuple[Turn | None, Worker | None, str]:
+    """The DataLoader in a process of its own: its turn, the process, which must be closed, or why there is none."""
+    if missing(("torch",)):
         return None, None, "torch is not installed (extra bench)"
     if not isinstance(source, PairSource):
         return None, None, "no --root: synthetic slices have no files"
     files = [[image.path(name) for image, name in pair] for pair in source.pairs]
     arguments = {"files": files, "batch": options.batch, "workers": options.workers}
-    worker = Worker("PyTorch", TORCH, arguments)
+    worker = Worker("PyTorch", f"{PEER_MODULES}.torch:serve_loader", arguments)
     return (lambda: worker.call("slices_per_second", seconds=options.seconds)), worker, ""
 
 
-def measure(options: Options) -> dict[str, Any]:
-    """Measures everything, in rounds.
-
-    Returns:
-      `{"data", "slices", "rates": {name: summary of slices a second}, "step_seconds": {name: summary}, "absent"}`.
-    """
-    from data_pipeline import open_source
-    from data_pipeline.prepare import prepare
-    from experiments.bench.results import summarise
-    from experiments.bench.rounds import rotated
-
-    size = options.size, options.size
-    source = open_source(options.root, size=size, resize=None if options.root is None else False)
-    data = prepare(source, options.cache_dir, datasets=[options.root] if options.root else [])
-    turns = {f"stage: {name}": work for name, work in stages(data, options).items()}
-    ours, opened = caches(data, options)
-    turns |= {f"cache {name}": work for name, work in ours.items()}
-    loader, worker, absent = torch_turn(source, options)
-    if loader:
-        turns[f"torch DataLoader, {options.workers} workers, TIFF"] = loader
-    try:
-        rates: dict[str, list[float]] = {name: [] for name in turns}
-        for number in range(options.rounds + 1):  # the first warms caches up
-            for name, work in turns.items():
-                found = work()
-                if number:
-                    rates[name].append(found)
-    finally:
-        for batches in opened:
-            batches.close()  # type: ignore[attr-defined]
-        if worker:
-            worker.close()
-    seconds: dict[str, list[float]] = {}
-    if options.steps:
-        runs = steps(data, options)
-        for number in range(options.rounds * options.steps):  # one by one, as the machine's speed varies
-            for name in rotated(list(runs), number):
-                seconds.setdefault(name, []).append(runs[name]())
-    return {
-        "data": data.title,
-        "slices": len(data),
-        "rates": {name: summarise(found) for name, found in rates.items()},
-        "step_seconds": {name: summarise(found) for name, found in seconds.items()},
-        "absent": absent,
-    }
-
-
-def main(argv: Sequence[str]) -> int:
-    """Measures, prints the tables and writes what was asked for."""
-    options = parse(Options, argv, command="loader")
-    from experiments import report
-    from experiments.bench import results
-
-    results.check_new(options.json)
-    content = measure(options)
-    results.write_json(options.json, "loader", dataclasses.asdict(options), content)
+def show(content: dict[str, Any], options: LoaderOptions) -> None:
+    """Prints a table of the rates and one of the steps."""
     rates = content["rates"]
     peer = next((found["median"] for name, found in rates.items() if name.startswith("torch")), None)
-    rows = [
-        [name, *(f"{value:,.0f}" for value in (found["median"], *found["range"])), _ratio(name, found["median"], peer)]
-        for name, found in rates.items()
-    ]
-    columns = ("", "slices/s", "least", "most", "x torch")
-    report.table(f"{content['data']}: {content['slices']} slices, batches of {options.batch}", columns, rows)
+    rows = []
+    for name, found in rates.items():
+        # A stage alone is not what a DataLoader does.
+        ratio = "-" if peer is None or name.startswith("stage") else f"{found['median'] / peer:.2f}"
+        rows.append([name, *(f"{value:,.0f}" for value in (found["median"], *found["range"])), ratio])
+    title = f"{content['data']}: {content['slices']} slices, batches of {options.batch}"
+    report.table(title, ("", "slices/s", "least", "most", "x torch"), rows)
     if content["absent"]:
         sys.stdout.write(f"no DataLoader: {content['absent']}\n")
     if found := content["step_seconds"]:
         base = found["resident"]["rounds"]
-        more = {name: results.ratio(one["rounds"], base) - 1 for name, one in found.items()}
-        fed = [
-            [name, f"{one['median']:.4f}", f"{more[name]:+.1%}", _interval(one["rounds"], base)]
+        rows = [
+            [
+                name,
+                f"{one['median']:.4f}",
+                f"{results.ratio(one['rounds'], base) - 1:+.1%}",
+                interval(one["rounds"], base),
+            ]
             for name, one in found.items()
         ]
         heads = ("", "seconds", "over one resident batch", "95 % interval")
-        report.table("a training step, by what feeds it", heads, fed)
-    return 0
+        report.table("a training step, by the source of its batches", heads, rows)
 
 
-def _interval(seconds: Sequence[float], base: Sequence[float]) -> str:
-    from experiments.bench.results import ratio_interval
-
-    limits = ratio_interval(seconds, base)
+def interval(seconds: Sequence[float], base: Sequence[float]) -> str:
+    """The interval of the ratio as percentages above one."""
+    limits = results.ratio_interval(seconds, base)
     return " to ".join(f"{limit - 1:+.1%}" for limit in limits) if limits and seconds is not base else "-"
-
-
-def _ratio(name: str, value: float, peer: float | None) -> str:
-    """A stage alone is not what a DataLoader does."""
-    return "-" if peer is None or name.startswith("stage") else f"{value / peer:.2f}"

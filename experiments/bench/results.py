@@ -1,4 +1,4 @@
-"""Figures of a benchmark: what is made of the rounds, the JSON file and the table in the README."""
+"""Figures of a benchmark: statistics of the rounds, the JSON file and the table on the documentation page."""
 
 import datetime
 import json
@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from scipy.stats import quantile_test
 
 from experiments.config import ConfigError
 from experiments.rundir import write_atomically
@@ -26,21 +28,19 @@ def summarise(seconds: Sequence[float]) -> dict[str, Any]:
 
 
 def ratio(seconds: Sequence[float], reference: Sequence[float]) -> float:
-    """The median over rounds of one time over the other: what slows a whole round down leaves it as it is."""
+    """The median of the ratios of the rounds: what slows down a whole round does not change its ratio."""
     return statistics.median(a / b for a, b in zip(seconds, reference, strict=True))
 
 
 def ratio_interval(seconds: Sequence[float], reference: Sequence[float]) -> tuple[float, float] | None:
     """The 95 % confidence interval of `ratio`, from its order statistics; None for fewer than six rounds."""
-    from scipy.stats import quantile_test
-
     ratios = [a / b for a, b in zip(seconds, reference, strict=True)]
     low, high = quantile_test(ratios, q=1, p=0.5).confidence_interval(0.95)
     return (float(low), float(high)) if low == low and high == high else None
 
 
 def milliseconds(value: float) -> str:
-    """A time in milliseconds, three digits or more."""
+    """A time in milliseconds, with at least three digits."""
     value *= 1e3
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
@@ -78,21 +78,21 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def marks(command: str) -> tuple[str, str]:
-    """The comments in the README between which a command's table lies."""
-    return f"<!-- bench {command} -->", f"<!-- end of bench {command} -->"
+def marks(place: str) -> tuple[str, str]:
+    """The comments around a table of a documentation page."""
+    return f"<!-- bench {place} -->", f"<!-- /bench {place} -->"
 
 
-def read_marked(path: Path, command: str) -> tuple[str, str]:
-    """Returns what stands before and behind the marked place; raises ConfigError if the marks are not there once."""
-    first, last = marks(command)
+def read_marked(path: Path, place: str) -> tuple[str, str]:
+    """Returns the text before and after the marked place; raises ConfigError if the marks are not there once each."""
+    first, last = marks(place)
     text = path.read_text(encoding="utf-8")
     if text.count(first) != 1 or text.count(last) != 1 or text.index(first) > text.index(last):
         raise ConfigError(f"{path} has no place for the table: it needs the lines {first} and {last}, once each")
     return text[: text.index(first) + len(first)], text[text.index(last) :]
 
 
-def write_marked(path: Path, command: str, body: str) -> None:
-    """Replaces what stands between the marks."""
-    before, behind = read_marked(path, command)
-    write_atomically(path, f"{before}\n{body.strip()}\n{behind}")
+def write_marked(path: Path, place: str, body: str) -> None:
+    """Replaces the text between the marks."""
+    before, after = read_marked(path, place)
+    write_atomically(path, f"{before}\n\n{body.strip()}\n\n{after}")  # Markdown wants blank lines around a comment

@@ -1,4 +1,4 @@
-"""Contenders side by side: they start, show that they compute the same, and take turns."""
+"""Peers side by side: they start, show that they compute the same, and take turns."""
 
 import dataclasses
 import math
@@ -9,40 +9,40 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from experiments.bench.contenders import CONTENDERS, baseline
-from experiments.bench.workers import Worker, WorkerError
+from experiments.bench.peers import PEERS, baseline
+from experiments.bench.worker import Worker, WorkerError
 from experiments.bench.workload import Workload, parameter_count
 
 TOLERANCE = {"float32": 1e-4, "reduced": 2e-2}
 """Largest relative difference of the loss: float32 on a CPU, and bfloat16 or TF32."""
 
 PROCESSORS = 4
-"""Processors for each process that compiles, where many do so at once."""
+"""Processors for each process, where many compile at once."""
 
 WARM_UP = 2
 """Steps after the first, which compiles, that are not counted."""
 
 
 class ValueMismatchError(RuntimeError):
-    """A contender computes something else; the message names both and their values."""
+    """A peer computes something else; the message names both peers and their values."""
 
     exit_code = 3
 
 
 @dataclasses.dataclass
-class Seat:
-    """A contender's place in the rounds.
+class Participant:
+    """A peer in the rounds of a workload.
 
     Attributes:
-      name: key in `CONTENDERS`.
+      name: key in `PEERS`.
       work: the workload, the same for all.
       environment: variables of its process.
-      resident: whether the process stays between turns; otherwise every turn starts anew.
+      resident: whether the process stays between turns; otherwise each turn starts a new one.
       least_seconds: duration of a turn.
       patience: seconds that an answer may take.
-      seconds: a step of each round.
+      seconds: per step, for each round.
       facts: what was learned at the first start and after the first turn.
-      failure: why it has left, if it has.
+      failure: why it left the rounds; empty if it did not.
     """
 
     name: str
@@ -65,8 +65,8 @@ class Seat:
         """Whether the process has made its first steps."""
         return self._warm
 
-    def guard(self, action: Callable[[], None]) -> None:
-        """Does something with the process; a failure ends the contender's part and is kept for the report."""
+    def attempt(self, action: Callable[[], None]) -> None:
+        """Does something with the process; if it fails, the peer leaves the rounds, with the reason in `failure`."""
         if self.failure:
             return
         try:
@@ -77,17 +77,13 @@ class Seat:
 
     def build(self) -> None:
         """Starts the process."""
-        contender = CONTENDERS[self.name]
+        peer = PEERS[self.name]
         self._worker = Worker(
-            contender.label,
-            f"experiments.bench.{contender.target}",
-            contender.arguments(self.work),
-            environment=self.environment,
-            patience=self.patience,
+            peer.label, peer.target, peer.arguments(self.work), environment=self.environment, patience=self.patience
         )
 
     def prepare(self, limit: float) -> None:
-        """Starts the process and lets it compile what it can ahead of its first step, until a moment at most."""
+        """Starts the process and lets it compile what it can before its first step, until `limit` of the clock."""
         patience, self.patience = self.patience, max(limit - time.monotonic(), 0.001)
         self.build()
         assert self._worker is not None
@@ -97,7 +93,7 @@ class Seat:
         self.patience = self._worker.patience = patience
 
     def start(self) -> None:
-        """Warms the process up; the first time, its parameters are counted and its loss is taken."""
+        """Warms the process up; the first time, also counts its parameters and takes its loss."""
         if self._worker is None:
             self.build()
         worker = self._worker
@@ -109,7 +105,7 @@ class Seat:
         losses = [worker.call("run", steps=1)]
         first_seconds = self._prepared + worker.seconds
         losses += [worker.call("run", steps=1) for _ in range(WARM_UP)]
-        self._steps = max(1, math.ceil(self.least_seconds / max(worker.seconds, 1e-6)))
+        self._steps = steps_of(worker.seconds, self.least_seconds)
         self._warm = True
         if first:
             self.facts |= {"first_step_seconds": first_seconds, "losses": losses}
@@ -128,7 +124,7 @@ class Seat:
             self.leave()
 
     def leave(self) -> None:
-        """Asks for the memory, once, and ends the process."""
+        """Asks for the memory, the first time, and ends the process."""
         if self._worker and "memory" not in self.facts:
             self.facts["memory"] = self._worker.call("memory")
             self.facts["process_peak_bytes"] = self._worker.call("process_peak_bytes")
@@ -145,120 +141,131 @@ class Seat:
 
     def _check_parameters(self) -> None:
         expected, found = parameter_count(self.work), self.facts["parameters"]
-        if CONTENDERS[self.name].same_network and found != expected:
+        if PEERS[self.name].same_network and found != expected:
             raise ValueMismatchError(f"{self.name} has {found} parameters, the network has {expected}")
 
 
+def steps_of(seconds_per_step: float, least_seconds: float) -> int:
+    """The number of steps of a turn."""
+    return max(1, math.ceil(least_seconds / max(seconds_per_step, 1e-6)))
+
+
 def shared_processors() -> dict[str, str]:
-    """Variables that keep a process to its share of processors where many compile: else PyTorch starts one each."""
+    """Variables that limit a process to its share where many compile: PyTorch starts a process per processor."""
     return {"TORCHINDUCTOR_COMPILE_THREADS": str(min(PROCESSORS, os.cpu_count() or 1))}
 
 
-def start_together(seats: Sequence[Seat], patience: float) -> None:
-    """Starts many processes and compiles in them at the same time; then one at a time makes its first steps.
+def start_together(participants: Sequence[Participant], patience: float) -> None:
+    """Starts many processes, which compile at the same time; then one at a time makes its first steps.
 
-    XLA and cuDNN try out algorithms in those first steps, alone. What PyTorch's compiler tries out on the device while
-    it compiles, it tries beside others that compile.
+    XLA and cuDNN try out algorithms in those first steps, with the device to themselves. What PyTorch's compiler tries
+    out while it compiles shares the device with the other compilers.
 
     Args:
-      seats: the contenders; those that take part without compiling anything ahead begin.
+      participants: all of them; those that compile nothing in advance begin.
       patience: seconds after which those that have not compiled are left out.
     """
     limit = time.monotonic() + patience
     at_once = max(2, (os.cpu_count() or 1) // PROCESSORS)
-    order = sorted(seats, key=lambda seat: CONTENDERS[seat.name].compiled)
+    order = sorted(participants, key=lambda one: PEERS[one.name].compiled)
     with ThreadPoolExecutor(at_once) as pool:
-        list(pool.map(lambda seat: seat.guard(partial(seat.prepare, limit)), order))
-    for seat in order:
-        seat.guard(seat.start)
+        list(pool.map(lambda one: one.attempt(partial(one.prepare, limit)), order))
+    for one in order:
+        one.attempt(one.start)
 
 
-def part(seats: Sequence[Seat]) -> None:
-    """Asks all for their last facts and ends their processes, together: nothing is timed any more."""
-    with ThreadPoolExecutor(len(seats) or 1) as pool:
-        list(pool.map(lambda seat: seat.guard(seat.leave), seats))
+def end_together(participants: Sequence[Participant]) -> None:
+    """Asks all for their last facts and ends their processes, in parallel because nothing is timed any more."""
+    with ThreadPoolExecutor(len(participants) or 1) as pool:
+        list(pool.map(lambda one: one.attempt(one.leave), participants))
 
 
 def rotated(those: Sequence[Any], number: int) -> list[Any]:
-    """The order of a round, which begins with another one each round."""
+    """The order of a round; each round begins with another one."""
     first = number % max(len(those), 1)
     return [*those[first:], *those[:first]]
 
 
-def compete(seats: Sequence[Seat], rounds: int, advance: Callable[[], None], *, stay: bool = False) -> None:
-    """Lets the seats take turns, beginning with another one each round; one process works at a time.
+def run_rounds(
+    participants: Sequence[Participant], rounds: int, advance: Callable[[], None], *, stay: bool = False
+) -> None:
+    """Lets the participants take turns; one process works at a time.
 
     Args:
-      seats: the contenders; those that fail keep the reason in `failure`.
+      participants: of one workload; those that fail keep the reason in `failure`.
       rounds: turns of each.
       advance: called after every turn.
-      stay: leave the processes there, for `part`.
+      stay: leave the processes running, for `end_together`.
 
     Raises:
       ValueMismatchError: parameters or losses differ, so that times cannot be compared.
     """
     try:
-        for seat in seats:
-            if not seat.is_warm:
-                seat.guard(seat.start if seat.resident else seat.turn)
+        for one in participants:
+            if not one.is_warm:
+                one.attempt(one.start if one.resident else one.turn)
             advance()
-        check_values(seats)
-        for number in range(0 if seats and seats[0].resident else 1, rounds):
-            for seat in rotated(seats, number):
-                seat.guard(seat.turn)
+        check_values(participants)
+        # A process that does not stay has already taken its first turn: its losses were needed for the check.
+        for number in range(0 if participants and participants[0].resident else 1, rounds):
+            for one in rotated(participants, number):
+                one.attempt(one.turn)
                 advance()
         if not stay:
-            part(seats)
+            end_together(participants)
     finally:
-        for seat in seats if not stay else ():
-            seat.close()
+        for one in participants if not stay else ():
+            one.close()
 
 
-def take_turns(workers: Mapping[Any, Worker], rounds: int, least_seconds: float) -> dict[Any, list[float]]:
-    """Lets processes that are warm take turns, beginning with another one each round.
+def timed(worker: Worker, steps: int, **arguments: Any) -> float:
+    """Lets a worker run some steps and returns its seconds."""
+    worker.call("run", steps=steps, **arguments)
+    return worker.seconds
+
+
+def take_turns(runs: Mapping[Any, Callable[[int], float]], rounds: int, least_seconds: float) -> dict[Any, list[float]]:
+    """Lets functions that have compiled take turns.
 
     Args:
-      workers: each serves `run(steps)`.
+      runs: each makes a number of steps and returns its seconds, such as `partial(timed, worker)`.
       rounds: turns of each.
       least_seconds: duration of a turn.
 
     Returns:
-      Seconds a step of every round, by the key of the process.
+      Seconds per step for each round, by the key of the function.
     """
-    steps, keys = {}, list(workers)
-    for key, worker in workers.items():
-        for _ in range(WARM_UP):
-            worker.call("run", steps=1)
-        steps[key] = max(1, math.ceil(least_seconds / max(worker.seconds, 1e-6)))
-    seconds: dict[Any, list[float]] = {key: [] for key in keys}
+    steps = {}
+    for key, run in runs.items():
+        steps[key] = [steps_of(run(1), least_seconds) for _ in range(WARM_UP)][-1]
+    seconds: dict[Any, list[float]] = {key: [] for key in runs}
     for number in range(rounds):
-        for key in rotated(keys, number):
-            workers[key].call("run", steps=steps[key])
-            seconds[key].append(workers[key].seconds / steps[key])
+        for key in rotated(list(runs), number):
+            seconds[key].append(runs[key](steps[key]) / steps[key])
     return seconds
 
 
-def check_values(seats: Sequence[Seat]) -> None:
-    """Compares the loss on the common weights, and without dropout those of the first steps.
+def check_values(participants: Sequence[Participant]) -> None:
+    """Compares the loss on the common weights, and without dropout also those of the first steps.
 
     Raises:
-      ValueMismatchError: a contender of the same network found another value.
+      ValueMismatchError: a peer with the same network found another value.
     """
-    present = [seat for seat in seats if not seat.failure and CONTENDERS[seat.name].same_network]
+    present = {one.name: one for one in participants if not one.failure and PEERS[one.name].same_network}
     if not present:
         return
-    named = {seat.name: seat for seat in present}
-    reference = named[baseline(present[0].name, list(named)) or present[0].name]
-    for seat in present:
-        dtypes = {CONTENDERS[one.name].dtype for one in (seat, reference)}
-        exact = dtypes == {"float32"} and seat.facts["platform"] == "cpu"
+    first = next(iter(present))
+    reference = present[baseline(first, list(present)) or first]
+    for one in present.values():
+        dtypes = {PEERS[name].dtype for name in (one.name, reference.name)}
+        exact = dtypes == {"float32"} and one.facts["platform"] == "cpu"
         tolerance = TOLERANCE["float32" if exact else "reduced"]
-        pairs = [(seat.facts["value"], reference.facts["value"])]
-        if seat.work.dropout_rate == 0 and seat.work.task == "train":
-            pairs += list(zip(seat.facts["losses"], reference.facts["losses"], strict=True))
+        pairs = [(one.facts["value"], reference.facts["value"])]
+        if one.work.dropout_rate == 0 and one.work.task == "train":
+            pairs += list(zip(one.facts["losses"], reference.facts["losses"], strict=True))
         for found, expected in pairs:
             if not math.isclose(found, expected, rel_tol=tolerance, abs_tol=1e-6):
                 raise ValueMismatchError(
-                    f"{seat.name} finds {found:.6g} where {reference.name} finds {expected:.6g} "
-                    f"({seat.work.task}, {seat.work.loss}): they do not compute the same"
+                    f"{one.name} finds {found:.6g} where {reference.name} finds {expected:.6g} "
+                    f"({one.work.task}, {one.work.loss}): they do not compute the same"
                 )

@@ -1,8 +1,8 @@
-"""`python -m experiments.bench`: a training step and inference of the documented network, in ours and in the others.
+"""`python -m experiments.bench step`: a training step and inference of the network, in jaxunet and in its peers.
 
-Each contender has a process of its own; one works at a time, with all cores, and they take turns in rounds. All are
-given the same weights and must find the same loss before anything is timed. A step is what a training program does with
-a batch that lies on the device: forward with dropout, loss, backward, Adam; ours also counts pixels for the scores and
+Each peer has a process of its own; one works at a time, with all cores, and they take turns in rounds. All start from
+the same weights and must find the same loss before anything is timed. A step is what a training program does with a
+batch that is on the device: forward with dropout, loss, backward, Adam; jaxunet's also counts pixels for the scores and
 guards against non-finite updates, as `jaxunet.step.compile_train_step` does.
 """
 
@@ -11,101 +11,47 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from experiments import allocator
-from experiments.bench.contenders import BASELINE, CONTENDERS, baseline
-from experiments.bench.options import Names, Network, Numbers, at_least, check_names, parse
+from rich.console import Console
+
+from experiments import allocator, report
+from experiments.bench import results
+from experiments.bench.machine import count_operations, inspect
+from experiments.bench.options import DTYPES, StepOptions
+from experiments.bench.peers import BASELINE, PEERS, baseline, missing
+from experiments.bench.rounds import Participant, end_together, run_rounds, shared_processors, start_together
 from experiments.bench.workload import Workload
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
 CACHES = {"JAX_COMPILATION_CACHE_DIR": "xla", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
-"""Variables that say where compiled programs are kept, and the folder for them in this run's own."""
+"""Variables that name the directory of compiled programs, and its name in the temporary directory of a benchmark."""
 
-TASKS, LOSSES, DTYPES = ("train", "predict"), ("bce", "hybrid"), ("float32", "bfloat16")
-
-
-@dataclasses.dataclass(frozen=True)
-class Options(Network):
-    """A training step and inference of the documented network, beside what people would use instead."""
-
-    batch: Numbers = (4,)
-    """Images a step, one or several sizes."""
-    task: Names = TASKS
-    """train, predict."""
-    loss: Names = LOSSES
-    """Losses of the training step: bce, hybrid."""
-    dtype: Names = DTYPES
-    """float32 (TF32 on GPUs), bfloat16: contenders of other number formats are left out."""
-    only: Names = ()
-    """Contenders by name; none: all that this machine is made for."""
-    rounds: int = 5
-    """Turns of each contender."""
-    seconds: float = 2.0
-    """Least duration of a turn."""
-    resident: bool = True
-    """Keep all processes between turns. --no_resident starts each turn anew, where memory does not hold all of them."""
-    together: bool = False
-    """Start and compile contenders of all workloads at the same time, where a machine with many processors is at hand
-    for a short time. First steps then share the processors; turns are taken one at a time all the same. What is
-    compiled is kept for a later run where the environment says: JAX_COMPILATION_CACHE_DIR, TORCHINDUCTOR_CACHE_DIR."""
-    patience: float = 1800.0
-    """Seconds that a contender may take for an answer, and all of them to compile --together; who takes longer is left
-    out."""
-    keep_freed_memory: bool = False
-    """Let the C library of every contender keep memory that was freed, as all programs here do on CPUs. Otherwise the
-    others have what their users have who set nothing."""
-    write_readme: bool = False
-    """Replace the table between the marks in the file of --readme."""
-    readme: str = "README.md"
-    """The file whose table --write_readme replaces."""
-    place: str = "step"
-    """Which of its tables, by the name in the marks around it."""
-
-    def problems(self) -> list[str]:
-        """What is wrong with the values."""
-        return [
-            *super().problems(),
-            *at_least(1, batch=self.batch, rounds=self.rounds),
-            *check_names("task", self.task, TASKS),
-            *check_names("loss", self.loss, LOSSES),
-            *check_names("dtype", self.dtype, DTYPES),
-            *check_names("only", self.only, list(CONTENDERS)),
-            *(["together: needs resident processes"] if self.together and not self.resident else []),
-            *([] if self.patience > 0 else [f"patience={self.patience:g}: must be more than 0 seconds"]),
-        ]
-
-    def workloads(self) -> Iterator[Workload]:
-        """What is measured, one after the other."""
-        for batch in self.batch:
-            for task, losses in (("train", self.loss), ("predict", ("bce",))):
-                for loss in losses if task in self.task else ():
-                    network = {
-                        name: getattr(self, name) for name in ("size", "base_filters", "num_layers", "dropout_rate")
-                    }
-                    yield Workload(task=task, loss=loss, batch=batch, **network)
+COLUMNS = (
+    *("peer", "ms per step", "range of rounds", "x jaxunet", "95 % interval", "images/s"),
+    *("step MB", "process MB", "first step s", "% of matmul peak", "% of copy peak"),
+)
 
 
-def choose(options: Options, platform: str) -> tuple[list[str], dict[str, str]]:
-    """Returns the names of those who take part, and why the others that were asked for do not."""
-    present, absent = [], {}
-    for name, contender in CONTENDERS.items():
-        wanted = name in options.only if options.only else platform != "cpu" or contender.on_cpu
-        if not wanted or contender.dtype not in options.dtype:
-            continue
-        if contender.missing:
-            absent[name] = f"{' and '.join(contender.missing)} not installed"
-        else:
-            present.append(name)
-    return present, absent
+def main(options: StepOptions) -> int:
+    """Measures, prints a table for each workload and writes the files that were asked for."""
+    results.check_new(options.json)
+    if options.write_docs:
+        results.read_marked(Path(options.docs), options.place)
+    content = measure(options)
+    results.write_json(options.json, "step", dataclasses.asdict(options), content)
+    show(content, options)
+    if options.write_docs:
+        results.write_marked(Path(options.docs), options.place, to_markdown(content, options))
+        sys.stdout.write(f"table: {options.docs}\n")
+    if options.json:
+        sys.stdout.write(f"figures: {options.json}\n")
+    return 1 if any(name.startswith(BASELINE) for name in content["failed"]) else 0
 
 
-def measure(options: Options, console: "Console | None" = None) -> dict[str, Any]:
+def measure(options: StepOptions, console: Console | None = None) -> dict[str, Any]:
     """Measures all workloads.
 
     Args:
@@ -114,125 +60,201 @@ def measure(options: Options, console: "Console | None" = None) -> dict[str, Any
 
     Returns:
       `{"machine", "peaks", "results", "absent", "failed", "keep_freed_memory", "idle_cpu_share", "kept_caches"}`,
-      what the JSON file holds.
+      the content of the JSON file.
 
     Raises:
       WorkerError: the machine cannot be described.
-      ValueMismatchError: two contenders do not compute the same.
+      ValueMismatchError: two peers do not compute the same.
     """
-    from experiments import report
-    from experiments.bench.machine import count_operations, inspect
-    from experiments.bench.rounds import compete, part, start_together
-
     workloads = list(options.workloads())
     start = time.perf_counter()
     before = inspect(DTYPES, seconds=options.seconds)
     present, absent = choose(options, before["platform"])
-    # Compiled programs are kept for the later turns of this run only: the first step always compiles.
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as aside:
-        counting = aside.submit(count_operations, workloads)
-        groups = [seats_of(work, present, options, f"{folder}/{number}") for number, work in enumerate(workloads)]
-        everyone = [seat for seats in groups for seat in seats]
+    # Compiled programs are kept for the later turns of this benchmark only, so that the first step always compiles.
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as background:
+        counting = background.submit(count_operations, workloads)
+        groups = [participants(work, present, options, f"{folder}/{number}") for number, work in enumerate(workloads)]
+        everyone = [one for group in groups for one in group]
         try:
             if options.together:
                 start_together(everyone, options.patience)
-            operations = counting.result()
-            for work, seats in zip(workloads, groups, strict=True):
-                turns = len(seats) * (options.rounds + options.resident)
-                with report.progress(f"{describe(work)}, batch {work.batch}", turns, to=console) as advance:
-                    compete(seats, options.rounds, advance, stay=options.together)
-            part(everyone)
+            operations = counting.result()  # before the rounds: nothing else may work while they are timed
+            for work, group in zip(workloads, groups, strict=True):
+                turns = len(group) * (options.rounds + options.resident)
+                with report.progress(f"{work.title}, batch {work.batch}", turns, to=console) as advance:
+                    run_rounds(group, options.rounds, advance, stay=options.together)
+            end_together(everyone)
         finally:
-            for seat in everyone:
-                seat.close()
-    results = [row(seat, seats) for seats in groups for seat in seats if not seat.failure]
-    failed = {f"{seat.name}: {describe(seat.work)}, batch {seat.work.batch}": seat.failure for seat in everyone}
-    failed = {name: reason for name, reason in failed.items() if reason}
-    idle = sum(seat.idle_cpu_seconds for seat in everyone)
-    # What else runs on the machine lowers a CPU's peaks for a while; a GPU has no other user.
+            for one in everyone:
+                one.close()
+    # On a CPU, other programs of the machine lower the measured peaks for a while; a GPU has no other user.
     after = inspect(DTYPES, seconds=options.seconds) if before["platform"] == "cpu" else before
     peaks = {kind: max(before["peaks"][kind], after["peaks"][kind]) for kind in before["peaks"]}
-    for result in results:
-        flops = result["network_flops"] = operations[result.pop("work")]
-        # a processor without the format computes in float32
-        peak = max(peaks.get(f"matmul_{dtype}", 0) for dtype in ("float32", result["dtype"]))
-        seconds = result["step_seconds"]["median"]
-        result["matmul_share"] = flops / seconds / peak
-        moved = result.get("bytes_accessed")  # which XLA counts, and the others do not
-        result["copy_share"] = moved / seconds / peaks["copy"] if moved else None
-    machine = {key: value for key, value in before.items() if key != "peaks"}
-    share = idle / (time.perf_counter() - start)
+    failed = {f"{one.name}: {one.work.title}, batch {one.work.batch}": one.failure for one in everyone}
     return {
-        "machine": machine,
+        "machine": {key: value for key, value in before.items() if key != "peaks"},
         "peaks": peaks,
-        "results": results,
+        "results": [
+            row(one, group) | shares(one, operations[one.work], peaks)
+            for group in groups
+            for one in group
+            if not one.failure
+        ],
         "absent": absent,
-        "failed": failed,
+        "failed": {name: reason for name, reason in failed.items() if reason},
         "keep_freed_memory": options.keep_freed_memory,
-        "idle_cpu_share": share,
+        "idle_cpu_share": sum(one.idle_cpu_seconds for one in everyone) / (time.perf_counter() - start),
         "kept_caches": [name for name in CACHES if name in os.environ],
     }
 
 
-def seats_of(work: Workload, names: Sequence[str], options: Options, folder: str) -> list[Any]:
-    """A place for each contender in a workload; `folder` keeps what they compile, unless the environment names one."""
-    from experiments.bench.rounds import Seat, shared_processors
+def choose(options: StepOptions, platform: str) -> tuple[list[str], dict[str, str]]:
+    """Returns the names of the peers that take part, and why the other requested ones do not."""
+    present, absent = [], {}
+    for name, peer in PEERS.items():
+        wanted = name in options.only if options.only else platform != "cpu" or peer.on_cpu
+        if not wanted or peer.dtype not in options.dtype:
+            continue
+        if reason := missing(peer.packages):
+            absent[name] = reason
+        else:
+            present.append(name)
+    return present, absent
 
-    caches = {name: f"{folder}/{kind}" for name, kind in CACHES.items()}
-    environment = caches | (shared_processors() if options.together else {})
+
+def participants(work: Workload, names: Sequence[str], options: StepOptions, folder: str) -> list[Participant]:
+    """The peers of a workload; `folder` keeps what they compile, unless the environment names a directory."""
+    environment = {name: f"{folder}/{kind}" for name, kind in CACHES.items()}
+    environment |= shared_processors() if options.together else {}
     environment |= allocator.ENVIRONMENT if options.keep_freed_memory else {}
     environment = {name: value for name, value in environment.items() if name not in os.environ}
-    return [Seat(name, work, environment, options.resident, options.seconds, options.patience) for name in names]
+    return [Participant(name, work, environment, options.resident, options.seconds, options.patience) for name in names]
 
 
-def describe(work: Workload) -> str:
-    """What is measured, in words."""
-    return f"training step, {work.loss}" if work.task == "train" else "inference"
-
-
-def row(seat: Any, seats: Sequence[Any]) -> dict[str, Any]:
-    """What is known of a contender and a workload."""
-    from experiments.bench.results import ratio, ratio_interval, summarise
-
-    contender, work = CONTENDERS[seat.name], seat.work
-    present = {other.name: other for other in seats if not other.failure}
-    ours = baseline(seat.name, list(present))
-    base = present[ours].seconds if ours else None
-    summary = summarise(seat.seconds)
-    memory = seat.facts["memory"]
+def row(one: Participant, group: Sequence[Participant]) -> dict[str, Any]:
+    """The figures of a peer in a workload, for the JSON file."""
+    peer, work = PEERS[one.name], one.work
+    present = {other.name: other.seconds for other in group if not other.failure}
+    base = baseline(one.name, list(present))
+    summary = results.summarise(one.seconds)
+    memory = one.facts["memory"]
     return {
-        "work": work,
-        "contender": seat.name,
-        "label": contender.label,
-        "dtype": contender.dtype,
-        "same_network": contender.same_network,
+        "contender": one.name,
+        "label": peer.label,
+        "dtype": peer.dtype,
+        "same_network": peer.same_network,
         "task": work.task,
         "loss": work.loss,
         "batch": work.batch,
         "step_seconds": summary,
-        "compared_with": ours,
-        "ratio_to_ours": ratio(seat.seconds, base) if base else None,
-        "ratio_interval": ratio_interval(seat.seconds, base) if base and ours != seat.name else None,
+        "compared_with": base,
+        "ratio_to_ours": results.ratio(one.seconds, present[base]) if base else None,
+        "ratio_interval": results.ratio_interval(one.seconds, present[base]) if base and base != one.name else None,
         "images_per_second": work.batch / summary["median"],
         "memory_bytes": memory["bytes"] if memory else None,
-        **seat.facts,
+        **one.facts,
     }
 
 
-def main(argv: Sequence[str]) -> int:
-    """Measures, prints a table for each workload and writes what was asked for."""
-    options = parse(Options, argv, command="step")
-    from experiments.bench import results, step_report
+def shares(one: Participant, flops: float, peaks: Mapping[str, float]) -> dict[str, Any]:
+    """The network's operations, and how close a peer comes to the machine's peaks."""
+    # A processor without bfloat16 computes in float32.
+    peak = max(peaks.get(f"matmul_{dtype}", 0) for dtype in ("float32", PEERS[one.name].dtype))
+    seconds = results.summarise(one.seconds)["median"]
+    moved = one.facts.get("bytes_accessed")  # XLA counts them, the others do not
+    return {
+        "network_flops": flops,
+        "matmul_share": flops / seconds / peak,
+        "copy_share": moved / seconds / peaks["copy"] if moved else None,
+    }
 
-    results.check_new(options.json)
-    if options.write_readme:
-        results.read_marked(Path(options.readme), options.place)
-    content = measure(options)
-    results.write_json(options.json, "step", dataclasses.asdict(options), content)
-    step_report.show(content, options)
-    if options.write_readme:
-        results.write_marked(Path(options.readme), options.place, step_report.to_markdown(content, options))
-        sys.stdout.write(f"table: {options.readme}\n")
-    if options.json:
-        sys.stdout.write(f"figures: {options.json}\n")
-    return 1 if any(name.startswith(BASELINE) for name in content["failed"]) else 0
+
+def show(content: Mapping[str, Any], options: StepOptions, console: Console | None = None) -> None:
+    """Prints a table for each workload, and what the figures are based on."""
+    out = console or report.console()
+    for work in options.workloads():
+        if rows := select(content["results"], work):
+            size = f"{options.size}x{options.size}x3"
+            title = f"{work.title}, batch {work.batch} of {size}, median of {options.rounds} rounds"
+            report.table(title, COLUMNS, [cells(result) for result in rows], to=out)
+    for line in notes(content):
+        out.print(line, markup=False, soft_wrap=True)
+
+
+def select(rows: Sequence[Mapping[str, Any]], work: Workload) -> list[Mapping[str, Any]]:
+    """The results of a workload."""
+    wanted = {"task": work.task, "loss": work.loss, "batch": work.batch}
+    return [result for result in rows if wanted.items() <= result.items()]
+
+
+def cells(result: Mapping[str, Any]) -> list[str]:
+    """A row of the table."""
+    name = result["label"] if result["same_network"] else f"{result['label']} ({report.number(result['parameters'])})"
+    return [
+        name,
+        results.milliseconds(result["step_seconds"]["median"]),
+        results.spread(result["step_seconds"]),
+        "-" if result["ratio_to_ours"] is None else f"{result['ratio_to_ours']:.2f}",
+        "{:.2f} to {:.2f}".format(*result["ratio_interval"]) if result["ratio_interval"] else "-",
+        f"{result['images_per_second']:.1f}",
+        "-" if result["memory_bytes"] is None else f"{result['memory_bytes'] / 1e6:.0f}",
+        f"{result['process_peak_bytes'] / 1e6:.0f}",
+        f"{result['first_step_seconds']:.1f}",
+        f"{100 * result['matmul_share']:.0f}" if result["same_network"] else "-",
+        "-" if result["copy_share"] is None else f"{100 * result['copy_share']:.0f}",
+    ]
+
+
+def notes(content: Mapping[str, Any]) -> list[str]:
+    """The machine, its peaks, the versions, who is absent, and what disturbed the measurement."""
+    machine, peaks = content["machine"], content["peaks"]
+    rates = [
+        f"{name.removeprefix('matmul_')} matmul {value / 1e9:.0f} GFLOP/s"
+        for name, value in peaks.items()
+        if name.startswith("matmul_")
+    ]
+    versions = sorted({result["version"] for result in content["results"]})
+    lines = [
+        f"machine: {machine['processor']}, {machine['device']}; measured peaks: {', '.join(rates)}, "
+        f"copy {peaks['copy'] / 1e9:.1f} GB/s (read and write)",
+        f"versions: {', '.join(versions)}",
+    ]
+    operations = {
+        (result["task"], result["loss"], result["batch"]): result["network_flops"] for result in content["results"]
+    }
+    lines += [
+        f"{Workload(task=task, loss=loss).title}, batch {batch}: {count / 1e9:.1f} GFLOP by XLA's count"
+        for (task, loss, batch), count in operations.items()
+    ]
+    lines += [
+        "% matmul: these operations divided by the time, in percent of the measured peak",
+        "% copy: bytes that the compiled program reads and writes, divided by the time, in percent of the measured "
+        "peak; XLA's count, which takes the body of a loop once; caches may serve some of them",
+        "x jaxunet: the median of the ratios of the rounds, and from six rounds on its 95 % interval",
+        "step MB: the device's own peak; on a CPU, the plan of JAX's compiler or the peak in PyTorch's profiler",
+        "process MB: the peak of the whole process, compiling included",
+    ]
+    if machine["platform"] == "cpu":
+        whose = "all peers keep" if content["keep_freed_memory"] else "only jaxunet keeps"
+        lines.append(f"memory: {whose} freed memory (experiments.allocator)")
+    lines += [f"absent: {PEERS[name].label} ({reason})" for name, reason in content["absent"].items()]
+    lines += [f"failed: {reason}" for reason in content["failed"].values()]
+    if content["kept_caches"]:
+        lines.append(f"first steps may find programs compiled before: {', '.join(content['kept_caches'])} is set")
+    if content["idle_cpu_share"] > 0.01:
+        lines.append(f"warning: waiting processes used {100 * content['idle_cpu_share']:.1f} % of a processor")
+    return lines
+
+
+def to_markdown(content: Mapping[str, Any], options: StepOptions) -> str:
+    """The table of the documentation page: one row per workload and peer; below it, what the figures are based on."""
+    columns = ("", *COLUMNS[1:9], "% matmul", "% copy")
+    rows = []
+    for work in options.workloads():
+        for result in select(content["results"], work):
+            name, *figures = cells(result)
+            rows.append([f"{work.title}, batch {work.batch}: {name}", *figures])
+    lines = "\n".join(f"- {line}" for line in notes(content))
+    size = f"{options.size}x{options.size}x3"
+    words = f"Images of {size}, {options.rounds} rounds, dropout {options.dropout_rate:g} per level."
+    return f"{words}\n\n{results.markdown(columns, rows)}\n\n{lines}"

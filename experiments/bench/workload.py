@@ -1,20 +1,19 @@
-"""What every contender computes: the documented network, its weights, a batch and the step to be made.
+"""What every peer computes: the reference's network, its weights, a batch and the step.
 
-NumPy only: each contender copies the same numbers into its own framework, so that all must find the same loss.
+NumPy only: each peer copies the same numbers into its own framework, so that all must find the same loss.
 """
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
 CHANNELS = 3
 LEARNING_RATE = 1e-3
 ADAM = {"b1": 0.9, "b2": 0.999, "eps": 1e-7}
-"""The documented constants of Adam."""
+"""The reference's constants of Adam."""
 
 SSIM = {"window": 11, "sigma": 1.5, "c1": 0.01**2, "c2": 0.03**2}
-"""The window and the constants of the structural similarity in the hybrid loss; the probabilities' range is 1."""
+"""Window and constants of the structural similarity in the hybrid loss, for values from 0 to 1."""
 
 Weights = dict[str, dict[str, np.ndarray]]
 
@@ -27,12 +26,12 @@ class Workload:
       task: "train" (forward, loss, backward, Adam; dropout on) or "predict" (probabilities).
       loss: "bce" or "hybrid", the mean of BCE, SSIM loss and Jaccard loss.
       size: height and width of the images in pixels, a multiple of `2**num_layers`.
-      batch: images a step.
+      batch: images per step.
       base_filters: filters at full resolution.
       num_layers: poolings.
-      dropout_rate: dropout rate of a level, times its depth.
+      dropout_rate: level i has i times this rate.
       dtype: of the computation; parameters and optimizer are float32.
-      compiled: asks a framework that computes eagerly by default to compile.
+      compiled: whether a framework that is eager by default compiles.
     """
 
     task: str = "train"
@@ -49,9 +48,14 @@ class Workload:
         """Filters of a level."""
         return self.base_filters * 2**level
 
+    @property
+    def title(self) -> str:
+        """What is measured, in words."""
+        return f"training step, {self.loss}" if self.task == "train" else "inference"
+
 
 def layer_shapes(work: Workload) -> dict[str, tuple[int, int, int, int]]:
-    """Shapes `[h, w, in, out]` of all kernels, in the order of the computation, under the names of `jaxunet.UNet`."""
+    """Shapes `[h, w, in, out]` of all kernels, in the order of the computation, by the names of `jaxunet.UNet`."""
     shapes, incoming = {}, CHANNELS
     for level in range(work.num_layers + 1):
         count = work.filters(level)
@@ -76,8 +80,8 @@ def parameter_count(work: Workload) -> int:
 def weights(work: Workload) -> Weights:
     """Draws `{layer: {"kernel": [h, w, in, out], "bias": [out]}}`, float32, in the layout of `jaxunet`.
 
-    Normal with the variance that keeps activations of one size: 2 / fan-in before a ReLU, 1 / fan-in elsewhere. An
-    output pixel of an up-convolution is reached by one of its four taps.
+    Normal, with the variance that keeps activations at one scale: 2 / fan-in before a ReLU, 1 / fan-in elsewhere. One
+    of the four taps of an up-convolution reaches an output pixel.
     """
     rng, drawn = np.random.default_rng(0), {}
     for name, (height, width, incoming, outgoing) in layer_shapes(work).items():
@@ -103,8 +107,3 @@ def gaussian() -> np.ndarray:
     offsets = np.arange(SSIM["window"]) - (SSIM["window"] - 1) / 2
     window = np.exp(-(offsets**2) / (2 * SSIM["sigma"] ** 2))
     return (window / window.sum()).astype(np.float32)
-
-
-def from_json(values: dict[str, Any]) -> Workload:
-    """Returns the workload that `dataclasses.asdict` took apart."""
-    return Workload(**values)

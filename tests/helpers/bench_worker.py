@@ -1,8 +1,12 @@
-"""What the workers of `test_bench.py` serve."""
+"""What the benchmark's workers serve in tests, and a worker without a process."""
 
+import importlib
+import json
 import os
 import threading
 import time
+
+from experiments.bench.worker import WorkerError
 
 
 def simple(**arguments):
@@ -15,12 +19,12 @@ def simple(**arguments):
         "die": lambda: os._exit(7),
         "hang": lambda: time.sleep(100),
         "print": lambda: print("noise"),
-        "environment": lambda: os.environ["TOLD"],
+        "environment": lambda: os.environ["GIVEN"],
     }
 
 
 def restless():
-    """A thread that goes on spinning when the process should wait."""
+    """A thread that keeps spinning while the process should wait."""
     stop = threading.Event()
 
     def spin():
@@ -28,3 +32,41 @@ def restless():
             pass
 
     return {"wake": lambda: threading.Thread(target=spin, daemon=True).start(), "sleep": stop.set}
+
+
+def slower_dice(size, batch):
+    """A library with one loss, which takes a fifth of a second."""
+    return {
+        "names": lambda: {"dice": "SlowerDice"},
+        "describe": dict,
+        "value": lambda loss: 0.5,
+        "run": lambda loss, steps: time.sleep(0.2 * steps),
+        "temporary_bytes": lambda loss: None,
+    }
+
+
+class InProcess:
+    """A worker without a process of its own, which would spend seconds on imports."""
+
+    def __init__(self, name, target, arguments, *, environment=None):
+        self.name = name
+        module, _, function = target.partition(":")
+        self.functions = getattr(importlib.import_module(module), function)(**arguments)
+
+    def call(self, function, **arguments):
+        start = time.perf_counter()
+        try:
+            result = self.functions[function](**arguments)
+        except ValueError as error:
+            raise WorkerError(f"{self.name} failed in {function}: ValueError: {error}") from error
+        self.seconds = time.perf_counter() - start
+        return json.loads(json.dumps(result))  # what a process could answer
+
+    def close(self):
+        self.functions = {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()

@@ -1,5 +1,7 @@
-"""The documented network as a user of Flax writes it: `nn.Conv`, `nn.ConvTranspose`, `nn.max_pool`, an optax step."""
+"""Plain Flax: the network as a Flax user writes it, with `nn.Conv`, `nn.ConvTranspose`, `nn.max_pool` and optax."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -11,11 +13,12 @@ from flax.training.train_state import TrainState
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from experiments.bench.workload import SSIM, Weights, gaussian
+from experiments.bench.peers.jaxunet import CompiledStep, value_of
+from experiments.bench.workload import ADAM, LEARNING_RATE, SSIM, Weights, Workload, gaussian, images_and_masks, weights
 
 
 class PlainUNet(nn.Module):
-    """The U-Net of `jaxunet.UNet` in Flax's own layers; parameters bear the same names."""
+    """`jaxunet.UNet` in Flax's own layers; parameters have the same names."""
 
     base_filters: int
     num_layers: int
@@ -58,7 +61,7 @@ def to_flax(drawn: Weights) -> dict[str, dict[str, np.ndarray]]:
 
 
 def bce(logits: Array, masks: Array) -> Array:
-    """Binary cross-entropy, as optax has it."""
+    """Binary cross-entropy of optax."""
     return optax.sigmoid_binary_cross_entropy(logits, masks).mean()
 
 
@@ -69,7 +72,7 @@ def jaccard(probs: Array, masks: Array) -> Array:
 
 
 def ssim(x: Array, y: Array) -> Array:
-    """One minus the structural similarity, its window as two convolutions."""
+    """One minus the structural similarity; its window is two convolutions."""
     maps = jnp.concatenate([x, y, x * x, y * y, x * y])
     window = jnp.asarray(gaussian())
     for kernel in (window[:, None, None, None], window[None, :, None, None]):
@@ -106,3 +109,27 @@ def train_step(state: TrainState, images: Array, masks: Array, key: Array, *, lo
 def predict_step(params: Any, images: Array, *, apply_fn: Any) -> Array:
     """Returns probabilities."""
     return nn.sigmoid(apply_fn({"params": params}, images))
+
+
+def compiled_step(work: Workload) -> CompiledStep:
+    """The plain Flax network's step on the first device."""
+    model = PlainUNet(work.base_filters, work.num_layers, work.dropout_rate, jnp.dtype(work.dtype))
+    images, masks = map(jnp.asarray, images_and_masks(work))
+    params = jax.tree.map(jnp.asarray, to_flax(weights(work)))
+    value = value_of(work, model.apply, LOSSES[work.loss])
+    if work.task == "predict":
+        return CompiledStep(work, jax.jit(partial(predict_step, apply_fn=model.apply)), params, (images,), value)
+    create = partial(TrainState.create, apply_fn=model.apply, tx=optax.adam(LEARNING_RATE, **ADAM))
+    state = jax.jit(lambda params: create(params=params))(params)
+    step = jax.jit(partial(train_step, loss=work.loss), donate_argnums=0)
+    return CompiledStep(work, step, state, (images, masks, jax.random.key(0)), value)
+
+
+def serve(**arguments: Any) -> dict[str, Callable[..., Any]]:
+    """Plain Flax; the arguments are those of `Workload`."""
+    return compiled_step(Workload(**arguments)).functions()
+
+
+def serve_operations() -> dict[str, Callable[..., Any]]:
+    """Counts floating-point operations: this network has no loops, whose bodies XLA would count once."""
+    return {"flops": lambda **work: compiled_step(Workload(**work)).flops()}

@@ -1,4 +1,4 @@
-"""Keras with TensorFlow as a contender: the documented program, its step as one `tf.function`."""
+"""Keras with TensorFlow: the network of the reference, its step as one `tf.function`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from experiments.bench.workload import ADAM, CHANNELS, LEARNING_RATE, Weights, W
 
 
 def network(work: Workload) -> keras.Model:
-    """The documented U-Net, channels last; logits, since the losses take them."""
+    """The reference's U-Net, channels last; it returns logits, which the losses take."""
 
     def block(tensor: Any, path: str, level: int) -> Any:
         for number in (1, 2):
@@ -40,7 +40,7 @@ def network(work: Workload) -> keras.Model:
 
 
 def fill(model: keras.Model, drawn: Weights) -> None:
-    """Copies weights: Keras keeps up-convolutions as `[h, w, out, in]`."""
+    """Copies weights: Keras stores up-convolutions as `[h, w, out, in]`."""
     for name, leaf in drawn.items():
         kernel = leaf["kernel"].transpose(0, 1, 3, 2) if name.endswith("_up") else leaf["kernel"]
         model.get_layer(name).set_weights([kernel, leaf["bias"]])
@@ -52,7 +52,7 @@ def bce(masks: Any, logits: Any) -> Any:
 
 
 def hybrid(masks: Any, logits: Any) -> Any:
-    """Mean of BCE, SSIM loss and Jaccard loss; `tf.image.ssim` has the documented window and constants by default."""
+    """Mean of BCE, SSIM loss (with the defaults of `tf.image.ssim`, as in the reference) and Jaccard loss."""
     probs = ops.sigmoid(logits)
     overlap = ops.sum(probs * masks)
     jaccard = 1 - overlap / (ops.sum(probs) + ops.sum(masks) - overlap)
@@ -62,7 +62,7 @@ def hybrid(masks: Any, logits: Any) -> Any:
 LOSSES = {"bce": bce, "hybrid": hybrid}
 
 
-def tensorflow(**arguments: Any) -> dict[str, Callable[..., Any]]:
+def serve(**arguments: Any) -> dict[str, Callable[..., Any]]:
     """Keras; the arguments are those of `Workload`."""
     work = Workload(**arguments)
     gpus = tf.config.list_physical_devices("GPU")
@@ -74,7 +74,7 @@ def tensorflow(**arguments: Any) -> dict[str, Callable[..., Any]]:
     images, masks = map(tf.constant, images_and_masks(work))
     masks = tf.cast(masks, tf.float32)
 
-    @tf.function(jit_compile=bool(gpus))  # Keras' own choice for `compile(jit_compile="auto")`
+    @tf.function(jit_compile=bool(gpus))  # what Keras chooses for `compile(jit_compile="auto")`
     def train_step() -> Any:
         with tf.GradientTape() as tape:
             value = loss(masks, model(images, training=True))
