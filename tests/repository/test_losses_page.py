@@ -22,7 +22,7 @@ def writer():
 
 def test_the_page_is_up_to_date(writer):
     text = writer.page(json.loads((DOCS / "losses_cost.json").read_text()))
-    assert text == (DOCS / "losses.md").read_text(), "run python docs/losses.py"
+    assert text == (DOCS / "losses.md").read_text(), "run python -m docs.losses"
 
 
 def test_every_loss_has_a_section_a_row_and_its_time():
