@@ -5,7 +5,6 @@ new or renamed module needs no change here.
 """
 
 from pathlib import Path
-from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -32,7 +31,9 @@ def page(module: str) -> str:
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Appends the pages to the navigation, one group per package."""
-    groups: list[dict[str, Any]] = [{package: [{m: page(m)} for m in modules(package)]} for package in PACKAGES]
+    groups = [
+        {package: [{name.removeprefix(f"{package}."): page(name)} for name in modules(package)]} for package in PACKAGES
+    ]
     assert config.nav is not None
     config.nav.append({"API reference": groups})
     return config

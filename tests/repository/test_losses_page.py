@@ -52,7 +52,7 @@ def test_links_and_figures_lead_somewhere():
 
 def test_the_guide_recommends_losses_that_exist():
     text = (DOCS / "losses_template.md").read_text()
-    guide = text[text.index("## Which one") : text.index("## All at")]
+    guide = text[text.index("## Which one") : text.index("## All losses at")]
     cells = [row.split("|")[2] for row in guide.splitlines() if row.startswith("| ")][2:]
     names = {name for cell in cells for name in re.findall(r"`([a-z0-9_]+)`", cell)}
     assert len(names) > 15
