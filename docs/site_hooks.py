@@ -1,9 +1,10 @@
-"""Adds one page per module to the site: the API reference, written by mkdocstrings from the docstrings.
+"""Functions that mkdocs calls while it builds the site (`hooks` in mkdocs.yml).
 
-mkdocs calls `on_config` and `on_files` (see `hooks` in mkdocs.yml). The pages exist only while the site is built, so a
-new or renamed module needs no change here.
+They add the API reference, one page per module, which mkdocstrings writes from the docstrings. These pages exist only
+while the site is built, so a new or renamed module needs no change here.
 """
 
+import re
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -45,3 +46,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         for module in modules(package):
             files.append(File.generated(config, page(module), content=f"# {module}\n\n::: {module}\n"))
     return files
+
+
+def on_page_content(html: str, **_: object) -> str:
+    """Keeps the groups of a long number, as in 31 110 001, on one line."""
+    return re.sub(r"(?<=\d) (?=\d{3}\b)", "\u00a0", html)
