@@ -2,6 +2,7 @@
 #   make train                                          demo on synthetic slices, minutes on two cores
 #   make train CONFIG=dice DATA=/path/to/kaggle_3m      the real thing
 #   make test                                           installs what tests need and runs the default suite
+#   make docs                                           builds the documentation into site/
 
 PYTHON ?= python3.11
 VENV ?= .venv
@@ -18,7 +19,7 @@ BIN := $(VENV)/bin
 OPTIONS := --config='$(CONFIG)' $(if $(filter-out file,$(origin DATA)),--data.root='$(DATA)') \
   $(if $(RUN_DIR),--run_dir='$(RUN_DIR)') $(ARGS)
 
-.PHONY: train test test-all lint
+.PHONY: train test test-all lint docs
 
 train: $(VENV)/.installed
 	@$(BIN)/python -m experiments.workflow $(OPTIONS)
@@ -34,6 +35,10 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "open site/index.html"
+
 # A virtual environment made with another Python is refused rather than mixed.
 $(VENV)/bin/python:
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; name another with make PYTHON=python3.12 ..." >&2; exit 2; }
@@ -45,4 +50,8 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-docs: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	@touch $(VENV)/.installed $@

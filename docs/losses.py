@@ -1,8 +1,7 @@
-"""Writes docs/losses.md: `python docs/losses.py`; or with new times and figures, `python docs/losses.py TIMES.json`.
+"""Writes docs/losses.md: `python -m docs.losses`; or with new times and figures, `python -m docs.losses TIMES.json`.
 
-TIMES.json is a file of `python -m experiments.bench losses --json=TIMES.json`. The page is docs/losses_template.md with
-what `jaxunet.losses.LOSSES` says of each loss and what docs/losses_cost.json keeps of the times; a test holds it to
-them.
+TIMES.json is written by `python -m experiments.bench losses --json=TIMES.json`. The page is docs/losses_template.md,
+filled from `jaxunet.losses.LOSSES` and from the times in docs/losses_cost.json; a test checks that it is up to date.
 """
 
 import json
@@ -13,33 +12,38 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from experiments.bench.losses import OURS, SUITES
-from experiments.losses import on_empty, reference
+import jax
+import numpy as np
+
+from docs.losses_figures import draw_all
 from jaxunet.losses import LOSSES
 from jaxunet.losses.entry import Loss
+from tests.helpers import loss_peers
 
 DOCS = Path(__file__).parent
 PAGE, TEMPLATE, COST = DOCS / "losses.md", DOCS / "losses_template.md", DOCS / "losses_cost.json"
+JAXUNET, SUITES = "jaxunet", ("MONAI", "smp")
+"""Names in the file of times."""
 FAMILIES = ("distribution", "region", "structural", "boundary", "compound")
 PERFECT = {
     "zero": "",
-    "lowest": "; a certain and right prediction has the lowest value that the mask allows",
-    "elsewhere": "; a certain and right prediction is not the lowest",
+    "lowest": "; a certain and correct prediction has the lowest value that the mask allows",
+    "elsewhere": "; a certain and correct prediction does not have the lowest value",
 }
 SLOWER = {
-    "normalized_focal": "ours first finds the largest error, so that the sum of the factors cannot underflow where all "
-    "pixels are right: one more pass over the pixels.",
-    "jaccard": "within the scatter of the turns; in two other runs it was 0.93 and 0.95.",
-    "lovasz_hinge": "the sort. It takes XLA two sorts of integers to order all float32 numbers exactly; PyTorch's one "
-    "sort of floats is as fast as both.",
+    "normalized_focal": "jaxunet first finds the largest error, so that the sum of the factors cannot underflow if all "
+    "pixels are correct: one more pass over the pixels.",
+    "jaccard": "within the variation between rounds; in two other runs it took 0.93 and 0.95 times as long.",
+    "lovasz_hinge": "sorting. XLA needs two sorts of integers to order all float32 numbers exactly; PyTorch's single "
+    "sort of floats takes as long as both.",
 }
-"""Why another library is faster, by our name; a test wants a reason for each."""
-MONOTONE = "; never rises where a true pixel gains"
+"""Why another library is faster, by name of the loss; a test requires a reason for each."""
+MONOTONE = "; never rises when the probability of a true pixel does"
 CAPTION = """\
-*Left of each pair: the loss of a disc of radius 20 with thin branches that is predicted too small or too large (blue,
-by the pixels at its edge) or beside its place (orange, by the pixels of the shift). Right: where the gradient pushes a
-prediction that is shifted and has a false island, red up and blue down; solid the mask's outline, dashed the
-prediction's. The colour is the square root of the gradient over its largest entry.*
+*Left of each pair: the loss for a disc of radius 20 with thin branches, predicted too small or too large (blue, by
+pixels at the edge) or shifted (orange, by pixels). Right: the direction in which the gradient changes a prediction that
+is shifted and has a false island, red up and blue down. The outline of the mask is solid, that of the prediction
+dashed. The colour is the square root of the gradient divided by its largest entry.*
 """
 
 
@@ -55,39 +59,38 @@ def page(cost: dict[str, Any]) -> str:
 
 
 def glance(cost: dict[str, Any]) -> str:
-    """A row a loss, and its cost."""
+    """The table of all losses: one row per loss."""
     rows = []
     for name, entry in LOSSES.items():
         marks = ("yes" if mark else "" for mark in (entry.symmetric, entry.positional, entry.piecewise))
         time = cost["milliseconds"][name]
         cells = (f"[`{name}`](#{name})", entry.family, value_range(entry), *marks)
         peers = cost["ours_to_theirs"].get(name, {})
-        shares = (f"{peers[suite]:.2f}" if suite in peers else "" for suite in SUITES if suite != OURS)
-        rows.append((*cells, cost["empty"][name], f"{time:.0f}" if time >= 10 else f"{time:.1f}", *shares))
-    names = (f"of {suite}'s" for suite in SUITES if suite != OURS)
+        speedups = (f"{1 / peers[suite]:.2g}" if suite in peers else "" for suite in SUITES)
+        rows.append((*cells, cost["empty"][name], f"{time:.0f}" if time >= 10 else f"{time:.1f}", *speedups))
+    names = (f"x faster than {suite}" for suite in SUITES)
     return table(("loss", "family", "range", "symmetric", "positional", "jumps", "empty mask", "ms", *names), rows)
 
 
 def slower(cost: dict[str, Any]) -> str:
-    """A line a loss that another library computes in less time, with the reason."""
+    """One line per loss that another library computes faster, with the reason."""
     lines = []
     for name, peers in cost["ours_to_theirs"].items():
-        shares = [f"{ratio:.2f} of {suite}'s" for suite, ratio in peers.items() if ratio > 1]
-        if shares:
-            lines.append(f"- `{name}`, {' and '.join(shares)} time: {SLOWER[name]}")
+        slower = [f"{ratio:.2f} times as long as {suite}" for suite, ratio in peers.items() if ratio > 1]
+        if slower:
+            lines.append(f"- `{name}` takes {' and '.join(slower)}: {SLOWER[name]}")
     return "\n".join(lines) or "Nowhere."
 
 
 def differences() -> str:
-    """A row a loss of another library that has another value."""
-    peers = reference("loss_peers")
+    """One row per loss of another library with another value."""
     rows = []
-    for difference in peers.DIFFER:
+    for difference in loss_peers.DIFFER:
         library, _, called = difference.peer.partition(".")
         inputs = difference.case.replace("_", " ")
         link = f"[`{difference.loss}`](#{difference.loss})"
-        rows.append((link, f"{peers.LIBRARIES[library]}: {called}", inputs, difference.what))
-    return table(("loss", "library", "inputs", "what it does"), rows)
+        rows.append((link, f"{loss_peers.LIBRARIES[library]}: {called}", inputs, difference.what))
+    return table(("loss", "library", "inputs", "difference"), rows)
 
 
 def table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -104,7 +107,7 @@ def family_text(family: str) -> str:
 
 
 def section(name: str, entry: Loss) -> str:
-    """What `LOSSES` and the docstring say of a loss."""
+    """The section of a loss, from `LOSSES` and its docstring."""
     summary = " ".join((entry.fn.__doc__ or "").split("\n\n")[0].split())
     options = ", ".join(f"`{option}={written(value)}`" for option, value in entry.options.items()) or "none"
     lines = [
@@ -127,7 +130,7 @@ def value_range(entry: Loss) -> str:
 
 
 def written(value: Any) -> str:
-    """A default as one would type it, with four digits at most."""
+    """A default as it would be typed, with at most four digits."""
     if isinstance(value, tuple):
         return f"({', '.join(map(written, value))})"
     return f"{value:.4g}" if isinstance(value, float) and value != round(value) else str(value)
@@ -139,36 +142,44 @@ def linked(source: str) -> str:
 
 
 def times(path: Path) -> dict[str, Any]:
-    """What docs/losses_cost.json holds, from the figures of `experiments.bench losses`."""
+    """The content of docs/losses_cost.json, from the figures of `experiments.bench losses`."""
     content = json.loads(path.read_text())
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for row in content["results"]:
         found.setdefault(row["loss"], {})[row["suite"]] = row
     machine = content["machine"]
-    versions = {machine[suite]["version"]: None for suite in SUITES if suite in machine}
+    versions = {machine[suite]["version"]: None for suite in (JAXUNET, *SUITES) if suite in machine}
     return {
         "machine": f"{machine['processor']} ({', '.join(versions)})",
         "size": content["options"]["size"],
         "batch": content["options"]["batch"],
-        "milliseconds": {name: float(f"{1e3 * found[name][OURS]['step_seconds']['median']:.3g}") for name in LOSSES},
-        "ours_to_theirs": {
-            name: peers
-            for name in LOSSES
-            if (
-                peers := {suite: round(row["ours_to_theirs"], 3) for suite, row in found[name].items() if suite != OURS}
-            )
-        },
-        "empty": {name: on_empty(name) for name in LOSSES},
+        "milliseconds": {name: float(f"{1e3 * found[name][JAXUNET]['step_seconds']['median']:.3g}") for name in LOSSES},
+        "ours_to_theirs": {name: ratios for name in LOSSES if (ratios := time_ratios(found[name]))},
+        "empty": {name: gradient_direction(name) for name in LOSSES},
     }
 
 
-def main(arguments: list[str]) -> None:
-    """Writes the page; with a file of times, keeps them and draws the figures as well."""
-    if len(arguments) > 1 or any(argument.startswith("-") for argument in arguments):
-        raise SystemExit("usage: python docs/losses.py [FIGURES.json of python -m experiments.bench losses]")
-    if arguments:
-        from losses_figures import draw_all  # beside this file
+def time_ratios(rows: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Time of jaxunet divided by that of each other library that was timed."""
+    return {suite: round(row["ours_to_theirs"], 3) for suite, row in rows.items() if suite != JAXUNET}
 
+
+def gradient_direction(name: str) -> str:
+    """Where the gradient points for an empty mask if every probability is 0.5."""
+    zeros = np.zeros((1, 24, 24, 1), np.float32)
+    gradient = np.asarray(jax.jit(jax.grad(LOSSES[name].fn))(zeros, zeros))
+    if not gradient.any():
+        return "no gradient"
+    if (gradient < 0).any():
+        return "down and up"
+    return "down" if gradient.all() else "down in part"
+
+
+def main(arguments: list[str]) -> None:
+    """Writes the page; with a file of times, also stores the times and draws the figures."""
+    if len(arguments) > 1 or any(argument.startswith("-") for argument in arguments):
+        raise SystemExit("usage: python -m docs.losses [FIGURES.json of python -m experiments.bench losses]")
+    if arguments:
         try:
             cost = times(Path(arguments[0]))
             page(cost)  # before anything is written
@@ -177,7 +188,7 @@ def main(arguments: list[str]) -> None:
         except (ValueError, KeyError) as error:
             raise SystemExit(
                 f"{arguments[0]}: {error}; expected the figures of all losses, as `python -m experiments.bench losses "
-                "--json=FILE` writes them, and a reason in SLOWER for each that another library computes faster"
+                "--json=FILE` writes them, and a reason in SLOWER for each loss that another library computes faster"
             ) from error
         COST.write_text(json.dumps(cost, indent=1) + "\n")
         draw_all(cost["milliseconds"], DOCS)

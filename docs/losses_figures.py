@@ -14,7 +14,7 @@ from jaxunet.losses import LOSSES
 SIZE, RADIUS = 96, 20
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#777777"
 COLUMNS = 3
-"""Losses in a row; each has two panels."""
+"""Losses per row; each has two panels."""
 
 
 def inside(error: float = 0.0, shift: float = 0.0) -> np.ndarray:
@@ -22,7 +22,7 @@ def inside(error: float = 0.0, shift: float = 0.0) -> np.ndarray:
 
     Args:
       error: pixels by which the region is too large.
-      shift: pixels by which it lies too far right.
+      shift: pixels by which it is too far right.
     """
     rows, columns = np.mgrid[:SIZE, :SIZE]
     columns = columns - shift
@@ -38,7 +38,7 @@ def logits(inside: np.ndarray) -> np.ndarray:
 
 
 def quality_curves(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Errors of the size with their losses, shifts with theirs."""
+    """Size errors with their losses, and shifts with theirs."""
     errors, shifts = np.arange(-14, 15, 1.0), np.arange(0, 15, 1.0)
     predictions = [logits(inside(error)) for error in errors] + [logits(inside(0, shift)) for shift in shifts]
     z = np.stack(predictions)[..., None]
@@ -48,14 +48,14 @@ def quality_curves(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nd
 
 
 def shifted_with_island() -> np.ndarray:
-    """Logits of the region 9 pixels beside its place, and a false island; less certain than above."""
+    """Logits of the region, shifted by 9 pixels, and a false island; less certain than `logits`."""
     rows, columns = np.mgrid[:SIZE, :SIZE]
     island = 6 - np.hypot(rows - 14, columns - 82)
     return np.clip(0.6 * np.maximum(inside(0, 9), island), -3, 3).astype(np.float32)
 
 
 def push(name: str) -> np.ndarray:
-    """Minus the gradient at that prediction, over its largest entry: `[SIZE, SIZE]`."""
+    """Minus the gradient at that prediction, divided by its largest entry: `[SIZE, SIZE]`."""
     z = shifted_with_island()[None, :, :, None]
     g = (inside() > 0).astype(np.float32)[None, :, :, None]
     gradient = np.asarray(jax.jit(jax.grad(LOSSES[name].fn))(z, g))[0, :, :, 0]
@@ -94,7 +94,7 @@ def _draw_curves(axes: Any, name: str) -> None:
 
 
 def _draw_push(axes: Any, name: str) -> None:
-    # The square root shows what is small beside the largest.
+    # The square root makes small entries visible.
     signed = push(name)
     axes.imshow(np.sign(signed) * np.sqrt(np.abs(signed)), cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
     axes.contour(inside(), levels=[0], colors="black", linewidths=0.9)

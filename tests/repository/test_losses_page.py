@@ -22,7 +22,7 @@ def writer():
 
 def test_the_page_is_up_to_date(writer):
     text = writer.page(json.loads((DOCS / "losses_cost.json").read_text()))
-    assert text == (DOCS / "losses.md").read_text(), "run python docs/losses.py"
+    assert text == (DOCS / "losses.md").read_text(), "run python -m docs.losses"
 
 
 def test_every_loss_has_a_section_a_row_and_its_time():
@@ -52,7 +52,7 @@ def test_links_and_figures_lead_somewhere():
 
 def test_the_guide_recommends_losses_that_exist():
     text = (DOCS / "losses_template.md").read_text()
-    guide = text[text.index("## Which one") : text.index("## All at")]
+    guide = text[text.index("## Which one") : text.index("## All losses at")]
     cells = [row.split("|")[2] for row in guide.splitlines() if row.startswith("| ")][2:]
     names = {name for cell in cells for name in re.findall(r"`([a-z0-9_]+)`", cell)}
     assert len(names) > 15
