@@ -3,13 +3,13 @@
 import os
 import re
 import sys
-import traceback
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from data_pipeline import console
 from experiments import config as cfg
 from experiments.allocator import keep_freed_memory
 from experiments.config import PRESETS, Config, ConfigError
@@ -214,32 +214,6 @@ def _command(program: str) -> str:
 
 
 def run_program(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
-    """Calls `main(argv)` and returns the exit code of the process; an error becomes one message on stderr.
-
-    Exit codes: 0 done, 1 data or files, 2 configuration, 3 numbers, 4 checkpoints, 130 Ctrl-C. An exception says its
-    code itself, by a class attribute `exit_code`; one without is a defect of the program and keeps its traceback.
-    The environment variable JAXUNET_TRACEBACK=1 shows the traceback of every error.
-    """
+    """Calls `main(argv)` as `data_pipeline.console.run_program` does, with the allocator of all programs."""
     keep_freed_memory()
-    try:
-        return main(list(sys.argv[1:] if argv is None else argv)) or 0
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
-    except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the last flush does not fail as well
-        return 141
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{where}{error.strerror or error}", getattr(type(error), "exit_code", 1))
-    except Exception as error:
-        code = getattr(type(error), "exit_code", None)
-        if code is None:
-            raise
-        return _fail(str(error), code)
-
-
-def _fail(message: str, code: int) -> int:
-    if os.environ.get("JAXUNET_TRACEBACK") == "1":
-        traceback.print_exc()
-    print(f"error: {message}", file=sys.stderr)
-    return code
+    return console.run_program(main, argv)

@@ -28,7 +28,7 @@ def keep_programs(config: Config) -> None:
     """
     import jax
 
-    from data_pipeline.prepare import default_cache_dir
+    from data_pipeline.prepared import default_cache_dir
 
     if config.compile_cache == OFF:
         jax.config.update("jax_enable_compilation_cache", False)

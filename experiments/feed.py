@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from data_pipeline.loader import Batch, Data
-    from data_pipeline.prepare import Prepared
+    from data_pipeline.prepared import Prepared
 
 Inputs = dict[str, Any]
 

@@ -33,7 +33,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.prepare import Prepared
+from data_pipeline.prepared import Prepared
 from data_pipeline.source import DataError
 from data_pipeline.splits import Split
 from experiments.config import Config, ConfigError, read_run, to_json

@@ -248,11 +248,10 @@ def train(
         build.loss(config)
         begun = check_directory(directory, config)
         source, program = build.source(config), None
-        with source.reading():
-            if not begun and needs_no_slices(config):
-                with changing_threads_often():
-                    program = Program(config, clock).initialise().trace()
-            data = build.dataset(config, source, progress=first)
+        if not begun and needs_no_slices(config):
+            with changing_threads_often():
+                program = Program(config, clock).initialise().trace()
+        data = build.dataset(config, source, progress=first)
         split = saved_split(directory, data) if begun else build.data_split(config, data)
         steps_per_epoch(len(split.train), config.train.batch_size)
     parts = [split.train, split.val, split.test]

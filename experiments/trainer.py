@@ -14,7 +14,7 @@ from experiments.progress import TRACKED, Progress
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from data_pipeline.prepare import Prepared
+    from data_pipeline.prepared import Prepared
     from data_pipeline.splits import Split
     from experiments.clock import Clock
     from experiments.config import Config

@@ -18,7 +18,7 @@ from experiments.config import raise_problems
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-    from data_pipeline.prepare import Prepared
+    from data_pipeline.prepared import Prepared
     from data_pipeline.splits import Split
     from experiments.config import Config
 

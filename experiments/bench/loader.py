@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.bench.options import Network, at_least, parse
 
 if TYPE_CHECKING:
-    from data_pipeline.prepare import Prepared
+    from data_pipeline.prepared import Prepared
     from data_pipeline.source import Source
 
 CACHES = ("none", "memory", "device")
@@ -176,7 +176,7 @@ def torch_turn(source: "Source", options: Options) -> tuple[Turn | None, Any, st
     """The DataLoader in a process of its own: its turn, the process to be closed, and why there is none."""
     import importlib.util
 
-    from data_pipeline.kaggle import PairSource
+    from data_pipeline.sources.pairs import PairSource
     from experiments.bench.workers import Worker
 
     if importlib.util.find_spec("torch") is None:
@@ -195,13 +195,13 @@ def measure(options: Options) -> dict[str, Any]:
     Returns:
       `{"data", "slices", "rates": {name: summary of slices a second}, "step_seconds": {name: summary}, "absent"}`.
     """
-    from data_pipeline import open_source
+    from data_pipeline import SourceOptions, open_source
     from data_pipeline.prepare import prepare
     from experiments.bench.results import summarise
     from experiments.bench.rounds import rotated
 
     size = options.size, options.size
-    source = open_source(options.root, size=size, resize=None if options.root is None else False)
+    source = open_source(options.root, SourceOptions(size=size, resize=None if options.root is None else False))
     data = prepare(source, options.cache_dir, datasets=[options.root] if options.root else [])
     turns = {f"stage: {name}": work for name, work in stages(data, options).items()}
     ours, opened = caches(data, options)

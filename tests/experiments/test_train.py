@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import sys
-import threading
 from types import SimpleNamespace
 
 import jax
@@ -14,10 +13,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from data_pipeline.files import READ_THREADS
-from data_pipeline.kaggle import PairSource
 from data_pipeline.source import DataError
-from experiments import build, program, train
+from experiments import build, train
 from experiments.clock import Clock
 from experiments.config import Config, ConfigError, override
 from experiments.feed import Feed
@@ -27,7 +24,6 @@ from experiments.progress import Progress
 from experiments.signals import StopRequest, anywhere
 from jaxunet.metrics import PixelSums
 from jaxunet.sharding import make_mesh
-from tests.helpers.trees import write_kaggle
 
 
 def run_epochs(losses, patience=10, **kwargs):
@@ -209,19 +205,3 @@ def test_threads_change_as_seldom_as_before_once_the_files_are_read():
         assert sys.getswitchinterval() < before
         raise DataError("no file")
     assert sys.getswitchinterval() == before
-
-
-def test_an_interruption_while_the_network_is_traced_does_not_wait_for_the_data(tmp_path, monkeypatch):
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    go, read = threading.Event(), []
-    monkeypatch.setattr(PairSource, "files", lambda self, index: read.append(index) or go.wait())
-    monkeypatch.setattr(program, "Program", interrupted)
-    tree = write_kaggle(tmp_path / "kaggle_3m")
-    config = override(Config(), {"data.root": str(tree), "run_dir": str(tmp_path / "run"), "train.batch_size": 8})
-    threading.Timer(0.2, go.set).start()
-    with pytest.raises(KeyboardInterrupt):
-        train.train(config, Console(file=io.StringIO()), Clock())
-    assert len(read) <= READ_THREADS
-    assert not (tmp_path / "run").exists()
