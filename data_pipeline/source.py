@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -122,6 +122,7 @@ class Source(Protocol):
 
 Open = Callable[[Any, SourceOptions], Source]
 """Opens a root: a `Path`, unless the kind opens something else."""
+Opener = TypeVar("Opener", bound=Open)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,8 +142,10 @@ class SourceKind:
 _KINDS: dict[str, SourceKind] = {}
 
 
-def register(kind: str, *, opens: Callable[[Path | None], bool], **attributes: bool | str) -> Callable[[Open], Open]:
-    """Registers the decorated function, which opens a root with options, as a kind of source.
+def register(
+    kind: str, *, opens: Callable[[Path | None], bool], **attributes: bool | str
+) -> Callable[[Opener], Opener]:
+    """Registers the decorated function or class, which opens a root with options, as a kind of source.
 
     Args:
       kind: name of the kind, as in `Source.kind`.
@@ -155,7 +158,7 @@ def register(kind: str, *, opens: Callable[[Path | None], bool], **attributes: b
         `homepage`, `citation`: written into the description of the prepared data.
     """
 
-    def add(function: Open) -> Open:
+    def add(function: Opener) -> Opener:
         _KINDS[kind] = SourceKind(opens, function, **attributes)  # type: ignore[arg-type]
         return function
 
