@@ -1,28 +1,23 @@
-"""What a data set holds and what is wrong with it: `python -m data_pipeline.check --root R`.
-
-Every slice is decoded and every problem listed, where training stops at the first.
-"""
+"""What a data set holds and what is wrong with it; every problem is listed, where training stops at the first."""
 
 import dataclasses
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
 
-from data_pipeline import open_source
-from data_pipeline.cli import exit_code
+from data_pipeline.console import track
 from data_pipeline.files import some
-from data_pipeline.prepare import Entry, Prepared
-from data_pipeline.progress import track
-from data_pipeline.source import DataError, Source, content_digest
+from data_pipeline.prepared import Entry, Prepared
+from data_pipeline.source import DataError, Source, source_kinds
 from data_pipeline.splits import split
 
-if TYPE_CHECKING:
-    from rich.console import Group
-
 SHOWN = 10
+"""Problems and duplicates that are printed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,21 +37,6 @@ class Decoded:
     entries: tuple[Entry, ...]
     shapes: tuple[tuple[int, ...], ...]
     problems: tuple[str, ...]
-
-    @property
-    def kind(self) -> str:
-        """As in `data_pipeline.source.Source`."""
-        return self.source.kind
-
-    @property
-    def title(self) -> str:
-        """As in `data_pipeline.source.Source`."""
-        return self.source.title
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """As in `data_pipeline.source.Source`."""
-        return tuple(self.source.notes)
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
         image, mask = self.source.read(self.rows[index])
@@ -78,16 +58,16 @@ class Facts:
     """What a data set holds.
 
     Attributes:
-      title: the line that names it.
-      patients: how many are named.
-      slices: all of them.
-      positives: those with tumour.
+      title: the title of the source.
+      patients: number of named patients.
+      slices: number of slices.
+      positives: slices with tumour.
       shapes: how many slices of each (height, width, channels), most frequent first.
-      tumour_share: tumour's share of the pixels of slices with tumour; 0 where there are none.
+      tumour_share: share of tumour in the pixels of slices with tumour; 0 where there are none.
       smallest: fewest tumour pixels in a slice with tumour, and its name; None where there are none.
       slices_per_patient: fewest and most.
       sites: by name.
-      duplicates: names of slices whose image and mask are the same, in groups; blank images do not count.
+      duplicates: names of slices with the same image and mask, in groups; blank images do not count.
       problems: what should be repaired.
       notes: what should be known.
       baseline: synthetic data only: the best threshold of one channel, and its Dice on the test patients.
@@ -111,10 +91,10 @@ class Facts:
 def threshold_baseline(
     data: Prepared | Decoded, train_indices: Sequence[int], test_indices: Sequence[int], *, channel: int = 1
 ) -> tuple[int, float]:
-    """Segments by one threshold: what a model must beat to have learnt anything.
+    """Segments by one threshold: a model that has learnt anything scores higher.
 
-    Tumour is where the channel is greater than the threshold, an integer from 0 to 255, the one with the greatest
-    Dice over all pixels of the training slices (the smallest such).
+    Tumour is where the channel is greater than the threshold. The threshold is the integer from 0 to 255 with the
+    greatest Dice over all pixels of the training slices (the smallest of several).
 
     Args:
       data: the slices.
@@ -123,7 +103,7 @@ def threshold_baseline(
       channel: which channel; the default is FLAIR. Images with fewer channels: their last.
 
     Returns:
-      The threshold, and its Dice over all pixels of the test slices (NaN where neither holds a pixel).
+      The threshold, and its Dice over all pixels of the test slices (NaN without tumour and without prediction).
     """
     dice = _dice_by_threshold(data, train_indices, channel)
     threshold = int(np.argmax(np.nan_to_num(dice, nan=0.0)))
@@ -131,29 +111,32 @@ def threshold_baseline(
 
 
 def decode(source: Source) -> Decoded:
-    """Reads every slice of a source and keeps what is wrong with each instead of stopping at the first."""
+    """Reads every slice of a source and collects what is wrong with each."""
     rows, entries, shapes, problems = [], [], [], []
     for index in track(range(len(source.records)), "reading"):
-        record = source.records[index]
         try:
             image, mask = source.read(index)
         except DataError as error:
             problems.append(str(error))
             continue
-        digest = content_digest(image, mask)
         rows.append(index)
         shapes.append(image.shape)
-        entries.append(Entry(**dataclasses.asdict(record), positives=int(mask.sum()), digest=digest))
+        entries.append(Entry.of(source.records[index], image, mask))
     return Decoded(source, tuple(rows), tuple(entries), tuple(shapes), tuple(problems))
 
 
 def facts(data: Prepared | Decoded) -> Facts:
-    """Counts what the slices say about themselves; reads again only slices that look alike.
+    """Counts what the slices hold; reads only those again whose digests are equal.
 
     For synthetic data it also finds the best threshold on the training patients, which reads them all.
     """
     entries = data.entries
-    shapes = data.shapes if isinstance(data, Decoded) else (data.shape,) * len(entries)
+    if isinstance(data, Decoded):
+        described: Source | Prepared = data.source
+        shapes, problems = data.shapes, list(data.problems)
+    else:
+        described, shapes, problems = data, (data.shape,) * len(entries), []
+    kind = source_kinds()[described.kind]
     volumes: dict[str, list[int]] = defaultdict(list)
     for entry in entries:
         if entry.patient:
@@ -166,13 +149,18 @@ def facts(data: Prepared | Decoded) -> Facts:
     tumours = [(entry.positives, entry.name) for entry in entries if entry.positives]
     pixels = sum(shape[0] * shape[1] for shape, entry in zip(shapes, entries, strict=True) if entry.positives)
     lengths = [len(numbers) for numbers in volumes.values()] or [0]
-    problems = [*(data.problems if isinstance(data, Decoded) else ()), *_problems(data.kind, entries, shapes, volumes)]
+    if entries and not tumours:
+        problems.append(f"0 of {len(entries)} masks contain tumour")
+    if kind.fixed_size:
+        problems += _odd_sizes(entries, shapes)
+    if kind.gapless:
+        problems += _gaps(volumes)
     baseline = None
-    if data.kind == "synthetic" and not problems:
+    if kind.synthetic and not problems:
         parts = split(entries, by="patient", slices="all")
         baseline = threshold_baseline(data, parts.train, parts.test)
     return Facts(
-        title=data.title,
+        title=described.title,
         patients=len(volumes),
         slices=len(entries),
         positives=len(tumours),
@@ -183,22 +171,13 @@ def facts(data: Prepared | Decoded) -> Facts:
         sites=tuple(sites),
         duplicates=_duplicates(data),
         problems=tuple(problems),
-        notes=tuple(data.notes),
+        notes=tuple(described.notes),
         baseline=baseline,
     )
 
 
-def summary(data: Prepared | Decoded) -> "Group":
-    """Returns what is printed about a data set, for `rich.console.Console.print`."""
-    return render(facts(data))
-
-
-def render(found: Facts) -> "Group":
-    """Returns facts as a table of figures, a table of sites, and what is odd, for `rich.console.Console.print`."""
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
+def render(found: Facts) -> Group:
+    """Returns facts as a table of figures, a table of sites and what is odd, for `rich.console.Console.print`."""
     figures = Table(show_header=False)
     figures.add_column(style="bold")
     figures.add_column()
@@ -227,51 +206,14 @@ def render(found: Facts) -> "Group":
     lines = [("same pixels", " = ".join(group)) for group in found.duplicates[:SHOWN]]
     lines += [("note", note) for note in found.notes]
     lines += [("problem", problem) for problem in found.problems[:SHOWN]]
-    if more := len(found.problems) - SHOWN:
-        lines += [("problem", f"and {more} more")] if more > 0 else []
+    if (more := len(found.problems) - SHOWN) > 0:
+        lines.append(("problem", f"and {more} more"))
     parts += [Text(f"{label}: {line}", style="red" if label == "problem" else "") for label, line in lines]
     return Group(*parts)
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Print what a data set holds and what is wrong with it. Nothing is written. Exit code 1 if there are problems."""
-
-    root: str | None = None
-    """A kaggle_3m folder, Kaggle's zip, or a folder with image and mask folders; without it the synthetic set."""
-    mask_threshold: int | None = None
-    """Grey value of a mask above which is tumour; without it masks hold 0 and 255 only."""
-    channels: Literal[1, 3, 4] = 3
-    """Channels of an image file."""
-    phantom_patients: int = 48
-    """Patients of the synthetic set."""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit code: 0 nothing wrong, 1 bad data, 2 usage."""
-    import tyro
-
-    options = tyro.cli(Options, prog="python -m data_pipeline.check", args=argv, use_underscores=True)
-    return exit_code(lambda: _run(options))
-
-
-def _run(options: Options) -> int:
-    from rich.console import Console
-
-    source = open_source(
-        options.root,
-        size=None,
-        channels=options.channels,
-        mask_threshold=options.mask_threshold,
-        phantom_patients=options.phantom_patients,
-    )
-    found = facts(decode(source))
-    Console(soft_wrap=True).print(render(found))
-    return 1 if found.problems else 0
-
-
 def _dice_by_threshold(data: Prepared | Decoded, indices: Sequence[int], channel: int) -> np.ndarray:
-    """Returns float64[256]: Dice over all pixels of the slices where tumour is what exceeds each threshold."""
+    """Returns float64[256]: for each threshold the Dice over all pixels of the slices."""
     everywhere, in_tumour = np.zeros(256, np.int64), np.zeros(256, np.int64)
     for index in indices:
         sample = data[index]
@@ -295,31 +237,27 @@ def _duplicates(data: Prepared | Decoded) -> tuple[tuple[str, ...], ...]:
     )
 
 
-def _problems(
-    kind: str, entries: Sequence[Entry], shapes: Sequence[tuple[int, ...]], volumes: Mapping[str, list[int]]
-) -> list[str]:
-    problems = []
-    if entries and not any(entry.positives for entry in entries):
-        problems.append(f"0 of {len(entries)} masks contain tumour")
-    if kind == "folders":  # slices of any size, and of any selection
-        return problems
+def _odd_sizes(entries: Sequence[Entry], shapes: Sequence[tuple[int, ...]]) -> list[str]:
     usual = Counter(shapes).most_common(1)[0][0] if shapes else ()
     odd = [
         f"{entry.name} ({'x'.join(map(str, shape))})"
         for entry, shape in zip(entries, shapes, strict=True)
         if shape != usual
     ]
-    if odd:
-        problems.append(f"{len(odd)} slices are not {'x'.join(map(str, usual))} as most: {some(odd)}")
-    for patient, numbers in sorted(volumes.items()):
-        if missing := sorted(set(range(min(numbers), max(numbers) + 1)) - set(numbers)):
-            problems.append(f"{patient} lacks slices {some(map(str, missing))} between its first and its last")
-    return problems
+    return [f"{len(odd)} slices are not {'x'.join(map(str, usual))} as most: {some(odd)}"] if odd else []
+
+
+def _gaps(volumes: Mapping[str, list[int]]) -> list[str]:
+    missing = {
+        patient: sorted(set(range(min(numbers), max(numbers) + 1)) - set(numbers))
+        for patient, numbers in sorted(volumes.items())
+    }
+    return [
+        f"{patient} lacks slices {some(map(str, numbers))} between its first and its last"
+        for patient, numbers in missing.items()
+        if numbers
+    ]
 
 
 def _percent(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f} %" if whole else "none"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,20 +1,23 @@
 """Strict decoding of one image or mask file, and resizing: exactly what the file says, or an error that names it.
 
-Pillow decodes leniently: it cuts 16-bit colours to 8 bits, takes the first of several pages, fills missing pixels and
-reads any format under any name, all without a word. A segmentation trained on such pixels is silently wrong, so the
-header is read first (`data_pipeline.tiff` for TIFF) and everything unusual is refused.
+Pillow is lenient: it cuts 16-bit colours to 8 bits, takes the first of several pages, fills missing pixels with zeros
+and ignores the file's extension, all without a warning. A network trained on such pixels would be wrong unnoticed, so
+the header is read first (by tifffile for TIFF) and everything unusual is refused.
 """
 
 import io
+import logging
 import struct
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import tifffile
 from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
 from data_pipeline.files import read_file
 from data_pipeline.source import DataError
-from data_pipeline.tiff import read_header
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 MAX_SIDE = 8192
@@ -37,6 +40,21 @@ _DECODERS: dict[str, type[ImageFile.ImageFile]] = {
     "TIFF": TiffImagePlugin.TiffImageFile,
     "BMP": BmpImagePlugin.BmpImageFile,
 }
+
+TIFF_LOSSLESS = {1: "none", 5: "LZW", 8: "deflate", 32946: "deflate", 32773: "PackBits", 34925: "LZMA", 50000: "Zstd"}
+TIFF_LOSSY = {6: "JPEG", 7: "JPEG", 50001: "WebP"}
+
+logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # it repairs and logs what is refused here
+
+
+class _Header(NamedTuple):
+    """What a file says about its pixels."""
+
+    bits: tuple[int, ...]  # per channel
+    floats: bool = False
+    lossy: bool = False
+    orientation: int = 1  # as in EXIF; 1 is upright
+    more_pages: bool = False
 
 
 def read_image(source: str | Path | bytes, *, name: str | None = None, channels: int = 3) -> np.ndarray:
@@ -165,34 +183,30 @@ def _load(source: str | Path | bytes, name: str | None) -> tuple[bytes, str]:
 
 
 def _open(data: bytes, name: str, expected: str) -> tuple[ImageFile.ImageFile, bool]:
-    """Returns an image whose header was read and found plain, its pixels not yet decoded, and whether it is lossy."""
+    """Returns an image with a plain header, its pixels not yet decoded, and whether it is lossy."""
     file_format = _sniff(data, name)
-    lossy, floats, orientation = file_format == "JPEG", False, 1
-    if file_format == "TIFF":
-        header = read_header(data, name)
-        lossy, bits, floats, orientation = header.lossy, header.bits, header.float_samples, header.orientation
-        _check_size(header.width, header.height, name)
-    else:
-        bits = _check_header(file_format, data, name)
-    plain = not floats and all(bit == 8 for bit in bits)
-    depth = f"bits={','.join(map(str, bits))}{' float' if floats else ''}"
+    header = (_tiff_header if file_format == "TIFF" else _other_header)(file_format, data, name)
+    orientation = header.orientation
+    plain = not header.floats and all(bit == 8 for bit in header.bits)
+    depth = f"bits={','.join(map(str, header.bits))}{' float' if header.floats else ''}"
     try:
         image = _DECODERS[file_format](io.BytesIO(data))
         if "exif" in image.info and file_format != "TIFF":
             orientation = image.getexif().get(0x0112, 1)
-        pages = 1 if file_format == "TIFF" else getattr(image, "n_frames", 1)
-    except Exception as error:  # whatever a decoder raises on damaged bytes is the same to the reader of the message
+        # Counting the pages of a TIFF takes time, and its header already shows whether there are more.
+        pages = getattr(image, "n_frames", 1) if file_format != "TIFF" or header.more_pages else 1
+    except Exception as error:  # decoders raise many types of errors on damaged bytes
         if not plain:
             raise DataError(f"expected {expected}, got {depth}: {name}") from error
         raise DataError(f"damaged {file_format} ({_reason(error)}): {name}") from error
     _check_size(image.width, image.height, name)
+    if header.more_pages or pages > 1:
+        raise DataError(f"{max(pages, 2)} pages, expected one image: {name}")
     if not plain:  # Pillow would cut 16 bits to 8, or clip
         raise DataError(f"expected {expected}, got mode={image.mode} {depth}: {name}")
     if orientation != 1:
         raise DataError(f"stored rotated (EXIF orientation {orientation}): {name}; save the pixels upright")
-    if pages > 1:
-        raise DataError(f"{pages} pages, expected one image: {name}")
-    return image, lossy
+    return image, header.lossy
 
 
 def _sniff(data: bytes, name: str) -> str:
@@ -210,25 +224,78 @@ def _sniff(data: bytes, name: str) -> str:
     return found
 
 
-def _check_header(file_format: str, data: bytes, name: str) -> tuple[int, ...]:
-    """Returns bits a channel of a format other than TIFF, and finds ends cut off, which Pillow forgives."""
+def _other_header(file_format: str, data: bytes, name: str) -> _Header:
+    """Reads the header of a PNG, JPEG or BMP, and refuses one whose end is cut off, which Pillow accepts."""
     try:
         if file_format == "PNG":
             if data.rfind(b"IEND\xaeB`\x82") <= data.rfind(b"IDAT"):
                 raise DataError(f"truncated: {len(data)} bytes without the end of a PNG: {name}")
             width, height, bits = struct.unpack_from(">IIB", data, 16)
             _check_size(width, height, name)
-            return (bits,)
+            return _Header((bits,))
         if file_format == "JPEG":
             # Within the compressed pixels 0xff is always followed by 0 or a restart marker.
             if data.rfind(b"\xff\xd9") <= data.rfind(b"\xff\xda"):
                 raise DataError(f"truncated: {len(data)} bytes without the end of a JPEG: {name}")
-            return (8,)
+            return _Header((8,), lossy=True)
         (header_size,) = struct.unpack_from("<I", data, 14)
         (bits,) = struct.unpack_from("<H", data, 24 if header_size == 12 else 28)
-        return (8 if bits in (24, 32) else bits,)
+        return _Header((8 if bits in (24, 32) else bits,))
     except struct.error as error:
         raise DataError(f"truncated: {len(data)} bytes do not hold the header of a {file_format}: {name}") from error
+
+
+def _tiff_header(file_format: str, data: bytes, name: str) -> _Header:
+    """Reads the header of a TIFF, and refuses one that lacks any byte that the header refers to."""
+    if data.startswith(b"MM\0+"):  # Pillow takes it for an ordinary TIFF
+        raise DataError(f"a BigTIFF of big-endian byte order is not supported: {name}; save it as an ordinary TIFF")
+    try:
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            page, layout = file.pages.first, file.tiff
+            (count,) = struct.unpack_from(layout.tagnoformat, data, page.offset)
+            first = page.offset + layout.tagnosize
+            end = first + count * layout.tagsize + layout.offsetsize
+            (next_page,) = struct.unpack_from(layout.offsetformat, data, end - layout.offsetsize)
+            if len(page.tags) < count:  # tifffile leaves out tags whose values lie behind the end of the file
+                for start in range(first, first + count * layout.tagsize, layout.tagsize):
+                    tag = tifffile.TiffTag.fromfile(file, offset=start, validate=False)
+                    end = max(end, tag.valueoffset + tag.valuebytecount if tag.valueoffset else 0)
+    except Exception as error:  # as in _open
+        reason = f"{len(data)} bytes do not hold the header of a TIFF ({_reason(error)})"
+        raise DataError(f"truncated or damaged: {reason}: {name}") from error
+
+    def values(code: int, default: int | None = None) -> tuple[int, ...]:
+        value = page.tags.valueof(code, default)
+        try:
+            first, *rest = map(int, value if isinstance(value, Iterable) else (value,))
+        except (TypeError, ValueError) as error:
+            raise DataError(f"damaged TIFF (tag {code} is {value!r:.40}): {name}") from error
+        return first, *rest
+
+    if end > len(data):
+        raise DataError(f"truncated: {len(data)} of {end} bytes: {name}")
+    if len(page.tags.keys()) < len(page.tags):  # tifffile uses the first, Pillow the last
+        raise DataError(f"damaged TIFF (a tag occurs twice): {name}")
+    width, height, channels, compression = (values(*tag)[0] for tag in ((256,), (257,), (277, 1), (259, 1)))
+    _check_size(width, height, name)
+    bits, tiled = values(258, 1), 324 in page.tags
+    offsets, sizes = (values(324), values(325)) if tiled else (values(273), values(279))
+    if compression not in TIFF_LOSSLESS and compression not in TIFF_LOSSY:
+        raise DataError(f"TIFF compression {compression} is not supported: {name}; save it as LZW or uncompressed")
+    if len(offsets) != len(sizes):
+        raise DataError(f"damaged TIFF ({len(offsets)} parts with {len(sizes)} sizes): {name}")
+    if (end := max(map(sum, zip(offsets, sizes, strict=True)))) > len(data):
+        raise DataError(f"truncated: {len(data)} of {end} bytes: {name}")
+    expected = width * height * channels if compression == 1 and set(bits) == {8} and not tiled else 0
+    if sum(sizes) < expected:
+        raise DataError(f"truncated: {sum(sizes)} of {expected} bytes of pixels: {name}")
+    return _Header(
+        bits=bits,
+        floats=3 in values(339, 1),
+        lossy=compression in TIFF_LOSSY,
+        orientation=values(274, 1)[0],
+        more_pages=next_page != 0,
+    )
 
 
 def _check_size(width: int, height: int, name: str) -> None:

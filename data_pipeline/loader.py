@@ -13,7 +13,7 @@ _STEPS = 2**53  # endless, for every purpose
 
 
 class Slices(Protocol):
-    """What a loader reads from; `data_pipeline.prepare.Prepared` is one."""
+    """What a loader reads from; `data_pipeline.prepared.Prepared` is one."""
 
     def __len__(self) -> int:
         """Returns the number of slices."""

@@ -1,22 +1,30 @@
-"""What every source of slices offers, and the one error that bad data raises."""
+"""What every source of slices offers, how a source registers itself, and the errors that bad data or options raise."""
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import Protocol
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+MAX_SIDE = 1 << 16
+
+NamedBytes = tuple[str, bytes]
+Pair = tuple[str, str | Path, str | Path]
+"""Subset ("train", "test" or ""), image folder, mask folder."""
+
 
 class DataError(ValueError):
-    """The data cannot be used; the message names the file, what was found, what was expected and what to do."""
+    """The data cannot be used; the message names the file, what was found, what was expected and the remedy."""
 
     exit_code = 1
 
 
 class UsageError(ValueError):
-    """What is asked for makes no sense, whatever the data; exit code 2."""
+    """An option has an impossible value, whatever the data; exit code 2."""
 
     exit_code = 2
 
@@ -27,7 +35,7 @@ class Record:
 
     Attributes:
       name: unique within the source, without extension, for example `TCGA_CS_4941_19960909_12`.
-      patient: the patient the slice belongs to, for example `TCGA_CS_4941_19960909`; empty where the name tells none.
+      patient: the patient, for example `TCGA_CS_4941_19960909`; empty where the name holds none.
       slice: position of the slice in the patient's volume.
       site: the institution that acquired it (`CS`, `DU`, ...), empty where unknown.
       subset: `"train"` or `"test"` where folders fix the split, else empty.
@@ -40,11 +48,51 @@ class Record:
     subset: str = ""
 
 
+@dataclasses.dataclass(frozen=True)
+class SourceOptions:
+    """How a source is read; each source uses the options that apply to it.
+
+    Attributes:
+      size: (height, width) of every slice; None: as the files have it (synthetic slices: 256x256).
+      channels: channels of an image.
+      resize: bring other sizes to `size`; None: the default of the source (folders do, `kaggle_3m` does not).
+      mask_threshold: grey value above which a mask is tumour; None: masks must hold 0 and 255 only.
+      phantom_patients: number of synthetic patients.
+      phantom_seed: seed of the synthetic patients.
+
+    Raises:
+      UsageError: a value is out of its range.
+    """
+
+    size: tuple[int, int] | None = None
+    channels: int = 3
+    resize: bool | None = None
+    mask_threshold: int | None = None
+    phantom_patients: int = 48
+    phantom_seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.size is not None and not all(1 <= side <= MAX_SIDE for side in self.size):
+            height, width = self.size
+            raise UsageError(f"size {height}x{width}: height and width must be from 1 to {MAX_SIDE} pixels")
+        if self.mask_threshold is not None and not 0 <= self.mask_threshold <= 254:
+            raise UsageError(f"mask_threshold={self.mask_threshold}: must be a grey value from 0 to 254")
+        if self.phantom_patients < 3:
+            raise UsageError(
+                f"{self.phantom_patients} synthetic patients: at least 3, one each for training, validation, test"
+            )
+        if self.phantom_seed < 0:
+            raise UsageError(f"seed={self.phantom_seed}: must be at least 0")
+
+
+DEFAULTS = SourceOptions()
+
+
 class Source(Protocol):
     """Slices with their masks, in a fixed order, addressed by index.
 
     Attributes:
-      kind: `"kaggle_3m"`, `"folders"` or `"synthetic"`.
+      kind: the name under which the source is registered, for example `"kaggle_3m"`.
       title: one line that is printed, saved with every run and shown on every figure.
       notes: what was ignored or looked odd, one sentence each.
       records: the slices, sorted by patient, slice and name.
@@ -59,10 +107,6 @@ class Source(Protocol):
         """Returns a sha256 hex digest of names, bytes and decoding options; independent of where the files lie."""
         ...
 
-    def reading(self) -> AbstractContextManager[None]:
-        """While entered, files are read for the next `fingerprint`, beside what the caller does; left, no more are."""
-        ...
-
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns image `uint8[H, W, C]` and mask `uint8[H, W, 1]` in {0, 1}; called from several threads.
 
@@ -70,6 +114,96 @@ class Source(Protocol):
           DataError: the slice cannot be used.
         """
         ...
+
+    def files(self, index: int) -> tuple[NamedBytes, NamedBytes] | None:
+        """Returns name and bytes of the image's and the mask's file; None where there are no files to copy."""
+        return None
+
+
+Open = Callable[[Any, SourceOptions], Source]
+"""Opens a root: a `Path`, unless the kind opens something else."""
+Opener = TypeVar("Opener", bound=Open)
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceKind:
+    """What a registered source can do; see `register`."""
+
+    opens: Callable[[Path | None], bool]
+    open: Open
+    expects: str = ""
+    synthetic: bool = False
+    fixed_size: bool = True
+    gapless: bool = True
+    homepage: str | None = None
+    citation: str | None = None
+
+
+_KINDS: dict[str, SourceKind] = {}
+
+
+def register(
+    kind: str, *, opens: Callable[[Path | None], bool], **attributes: bool | str
+) -> Callable[[Opener], Opener]:
+    """Registers the decorated function or class, which opens a root with options, as a kind of source.
+
+    Args:
+      kind: name of the kind, as in `Source.kind`.
+      opens: whether a root (None: none was given) is of this kind. Kinds are tried in alphabetical order.
+      **attributes: what differs from the defaults of `SourceKind`:
+        `expects`: which files, for the error message when no kind opens a root.
+        `synthetic` (False): the slices were drawn by a program.
+        `fixed_size` (True): slices of different sizes are a defect of the data.
+        `gapless` (True): missing numbers within a volume are a defect of the data.
+        `homepage`, `citation`: written into the description of the prepared data.
+    """
+
+    def add(function: Opener) -> Opener:
+        _KINDS[kind] = SourceKind(opens, function, **attributes)  # type: ignore[arg-type]
+        return function
+
+    return add
+
+
+def source_kinds() -> Mapping[str, SourceKind]:
+    """Returns the kinds of sources by name, in alphabetical order."""
+    # Imported on first use: a program that only parses its command line needs no image decoders.
+    package = importlib.import_module("data_pipeline.sources")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    return dict(sorted(_KINDS.items()))
+
+
+def open_source(
+    root: str | Path | None, options: SourceOptions = DEFAULTS, *, pairs: Sequence[Pair] | None = None
+) -> Source:
+    """Opens the data set that a configuration names.
+
+    Args:
+      root: a `kaggle_3m` tree or zip, a folder that holds `{train,test}/{image,mask}` or `{image,mask}`, or whatever
+        else a module of `data_pipeline.sources` opens. None, without pairs: the synthetic set.
+      options: how it is read.
+      pairs: instead of a root: (subset, image folder, mask folder), see `data_pipeline.sources.folders.open_folders`.
+
+    Raises:
+      UsageError: an option that the source cannot use.
+      DataError: the place is missing or not usable; the synthetic set never replaces it.
+    """
+    kinds = source_kinds()
+    if pairs:
+        if root is not None:
+            raise DataError(f"both a root ({root}) and image and mask folders are given; give one of them")
+        return kinds["folders"].open(pairs, options)
+    path = None if root is None else Path(root)
+    if path is not None and (str(root) == "" or not path.exists()):
+        raise DataError(f"no such file or folder: {str(root)!r} (data.root)")
+    for kind in kinds.values():
+        if kind.opens(path):
+            return kind.open(path, options)
+    assert path is not None, "the synthetic set opens without a root"
+    content = "a file" if path.is_file() else ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
+    expected = ", or ".join(kind.expects for kind in kinds.values() if kind.expects)
+    raise DataError(f"not a data set: {path} (holds {content}); expected {expected}")
 
 
 def content_digest(image: np.ndarray, mask: np.ndarray) -> str:

@@ -5,41 +5,17 @@ import functools
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
-from typing import Protocol
 
 import numpy as np
 
 from data_pipeline.files import some
+from data_pipeline.prepared import Entry
 from data_pipeline.source import DataError
 
 WAYS = ("patient", "slice", "site")
 SLICES = ("tumour", "all")
 
 _DATED = re.compile(r"\A(TCGA_[A-Z0-9]{2}_[A-Z0-9]{4})_\d{8}\Z")
-
-
-class Slice(Protocol):
-    """What a split looks at; `data_pipeline.prepare.Entry` and `data_pipeline.check` have more."""
-
-    @property
-    def name(self) -> str:
-        """Unique name."""
-
-    @property
-    def patient(self) -> str:
-        """Whose slice it is; empty where unknown."""
-
-    @property
-    def site(self) -> str:
-        """Where it was acquired; empty where unknown."""
-
-    @property
-    def subset(self) -> str:
-        """Either train or test where folders fix the split."""
-
-    @property
-    def positives(self) -> int:
-        """Pixels of the mask that are set."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +43,7 @@ class Split:
 
 
 def split(
-    entries: Sequence[Slice],
+    entries: Sequence[Entry],
     *,
     by: str = "patient",
     slices: str = "tumour",
@@ -142,7 +118,7 @@ def split(
 Parts = tuple[list[int], list[int], list[int], list[str]]
 
 
-def _split_slices(entries: Sequence[Slice], trained: Sequence[bool], rng: np.random.Generator) -> Parts:
+def _split_slices(entries: Sequence[Entry], trained: Sequence[bool], rng: np.random.Generator) -> Parts:
     def by_name(indices: Iterable[int]) -> list[int]:
         return sorted(indices, key=lambda index: entries[index].name)
 
@@ -169,7 +145,7 @@ def _split_slices(entries: Sequence[Slice], trained: Sequence[bool], rng: np.ran
     return rest[:count], rest[count:], [index for index in test if entries[index].positives], [note]
 
 
-def _split_patients(entries: Sequence[Slice], by: str, rng: np.random.Generator, test_sites: Sequence[str]) -> Parts:
+def _split_patients(entries: Sequence[Entry], by: str, rng: np.random.Generator, test_sites: Sequence[str]) -> Parts:
     site_of = _sites(entries, by)
     notes = []
     if _is_fixed(entries):
@@ -202,12 +178,12 @@ def _split_patients(entries: Sequence[Slice], by: str, rng: np.random.Generator,
     return train, val, test, notes
 
 
-def _is_fixed(entries: Sequence[Slice]) -> bool:
+def _is_fixed(entries: Sequence[Entry]) -> bool:
     """A training folder alone is split like any other."""
     return any(entry.subset == "test" for entry in entries)
 
 
-def _person(entry: Slice) -> str:
+def _person(entry: Entry) -> str:
     """Two scans of one person (`TCGA_<site>_<patient>_<date>`) are one patient to a split."""
     return _undated(entry.patient)
 
@@ -217,7 +193,7 @@ def _undated(patient: str) -> str:
     return _DATED.sub(r"\1", patient)
 
 
-def _sites(entries: Sequence[Slice], by: str) -> dict[str, str]:
+def _sites(entries: Sequence[Entry], by: str) -> dict[str, str]:
     """Returns the site of each patient, in order of the patients' names."""
     if unnamed := [entry.name for entry in entries if not entry.patient]:
         raise DataError(
@@ -235,7 +211,7 @@ def _sites(entries: Sequence[Slice], by: str) -> dict[str, str]:
     return {person: min(found[person]) for person in sorted(found)}
 
 
-def _fixed_test(entries: Sequence[Slice], site_of: Mapping[str, str], by: str) -> set[str]:
+def _fixed_test(entries: Sequence[Entry], site_of: Mapping[str, str], by: str) -> set[str]:
     train, test = ({_person(entry) for entry in entries if entry.subset == part} for part in ("train", "test"))
     if both := sorted(train & test):
         raise DataError(

@@ -14,7 +14,8 @@ import optax
 from jax.sharding import Mesh
 
 import data_pipeline
-from data_pipeline.prepare import Prepared, prepare
+from data_pipeline.prepare import prepare
+from data_pipeline.prepared import Prepared
 from data_pipeline.source import Source
 from data_pipeline.splits import Split, split
 from experiments.config import Config, ConfigError, data_paths, read_run
@@ -162,12 +163,14 @@ def source(config: Config) -> Source:
     height, width, channels = image_shape(config)
     return data_pipeline.open_source(
         d.root,
+        data_pipeline.SourceOptions(
+            size=(height, width),
+            channels=channels,
+            resize=d.resize,
+            mask_threshold=d.mask_threshold,
+            phantom_patients=d.phantom_patients,
+        ),
         pairs=pairs or None,
-        size=(height, width),
-        channels=channels,
-        resize=d.resize,
-        mask_threshold=d.mask_threshold,
-        phantom_patients=d.phantom_patients,
     )
 
 

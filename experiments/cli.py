@@ -1,12 +1,11 @@
-"""From a command line to one checked `Config`, and from an exception to one message and an exit code."""
+"""From a command line to one checked `Config`."""
 
 import dataclasses
 import os
 import re
 import sys
-import traceback
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -239,29 +238,3 @@ def _narrowed(values: Any, used: Sequence[str], prefix: str = "") -> Any:
             hint = tyro.conf.Suppress[hint]
         body["__annotations__"][field.name], copied[field.name] = hint, value
     return type(cls.__name__, (cls,), body)(**copied)
-
-
-def run_program(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
-    """Calls `main(argv)` and returns the exit code of the process; an error becomes one message on stderr."""
-    try:
-        return main(list(sys.argv[1:] if argv is None else argv)) or 0
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{where}{error.strerror or error}", getattr(type(error), "exit_code", 1))
-    except Exception as error:
-        code = getattr(type(error), "exit_code", None)
-        if code is None:
-            raise
-        return _fail(str(error), code)
-
-
-def _fail(message: str, code: int) -> int:
-    if os.environ.get("JAXUNET_TRACEBACK") == "1":
-        traceback.print_exc()
-    print(f"error: {message}", file=sys.stderr)
-    return code

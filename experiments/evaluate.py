@@ -27,7 +27,7 @@ from experiments.figures import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from data_pipeline.prepare import Prepared
+    from data_pipeline.prepared import Prepared
     from experiments.build import Run
     from experiments.feed import Feed
     from jaxunet.metrics import PixelSums

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import jax
 
-from data_pipeline.prepare import default_cache_dir
+from data_pipeline.prepared import default_cache_dir
 from experiments import STARTED
 from experiments.config import Config, ConfigError
 

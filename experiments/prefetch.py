@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from data_pipeline.cache import MemoryCache, check_memory
 from data_pipeline.loader import Batch, Data
-from data_pipeline.prepare import Prepared
+from data_pipeline.prepared import Prepared
 from jaxunet.sharding import global_batch, replicate_from_host, split_rows
 
 Inputs = dict[str, Any]

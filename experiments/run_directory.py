@@ -35,7 +35,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.prepare import Prepared
+from data_pipeline.prepared import Prepared
 from data_pipeline.source import DataError
 from data_pipeline.splits import Split
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from data_pipeline.loader import eval_batches, steps_per_epoch, train_batches
-from data_pipeline.prepare import Prepared
+from data_pipeline.prepared import Prepared
 from data_pipeline.source import DataError
 from data_pipeline.splits import Split
 from experiments import build, console as terminal

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from data_pipeline.prepare import Prepared
+    from data_pipeline.prepared import Prepared
     from experiments.build import Run
 
 MINI_TEST = 10

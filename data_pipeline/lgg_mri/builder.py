@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,43 +14,33 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from data_pipeline.lgg_mri import NAME, SPLIT, VERSION
-from data_pipeline.source import DataError, Source, content_digest
+from data_pipeline.prepared import Entry
+from data_pipeline.source import DataError, Source, source_kinds
 
 SHARD_BYTES = 64 << 20
 
-_HOMEPAGE = "https://www.kaggle.com/datasets/mateuszbuda/lgg-mri-segmentation"
-_CITATION = """\
-@article{buda2019association,
-  title={Association of genomic subtypes of lower-grade gliomas with shape features automatically extracted by a deep
-    learning algorithm},
-  author={Buda, Mateusz and Saha, Ashirbani and Mazurowski, Maciej A.},
-  journal={Computers in Biology and Medicine},
-  volume={109},
-  year={2019}
-}"""
-
 
 class LggMri(tfds.core.ShardBasedBuilder):
-    """Slices with masks, in the order of their source, about 64 MiB a file.
+    """Slices with masks, in the order of their source, about 64 MiB per file.
 
-    Built shard by shard, because TFDS's generator-based builder collects the whole set in memory first, and beyond
-    1 GB (the Kaggle set has 1.03 GB) it spills to disk through TensorFlow.
+    Built shard by shard: TFDS's generator-based builder first collects the whole set in memory, and beyond 1 GB (the
+    Kaggle set has 1.03 GB) it spills to disk through TensorFlow.
     """
 
     name = NAME
     VERSION = tfds.core.Version(VERSION)
 
-    def __init__(self, *, source: Source, data_dir: str | Path, extra: Mapping[str, Any], order: Iterator[int]):
+    def __init__(self, *, source: Source, data_dir: str | Path, extra: Mapping[str, Any], advance: Callable[[], None]):
         """Prepares nothing yet.
 
         Args:
           source: not empty; its first slice fixes the shape of all.
           data_dir: TFDS writes below it, to `lgg_mri/<version>`.
-          extra: written to `metadata.json` beside the records, with one row a slice under `"entries"`.
-          order: yields 0, 1, ... up to the number of slices; the caller sees in it how far the build is.
+          extra: written to `metadata.json` next to the records, with one row per slice under `"entries"`.
+          advance: called after each slice.
         """
         self._source = source
-        self._order = order
+        self._advance = advance
         self._extra = dict(extra)
         image, mask = source.read(0)
         self._shapes = image.shape, mask.shape
@@ -57,7 +48,7 @@ class LggMri(tfds.core.ShardBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         image, mask = self._shapes
-        real = self._source.kind == "kaggle_3m"
+        kind = source_kinds()[self._source.kind]
         return _LocalInfo(
             builder=self,
             description=self._source.title,
@@ -76,8 +67,8 @@ class LggMri(tfds.core.ShardBasedBuilder):
             supervised_keys=("image", "mask"),
             disable_shuffling=True,
             metadata=tfds.core.MetadataDict(self._extra),
-            homepage=_HOMEPAGE if real else None,
-            citation=_CITATION if real else None,
+            homepage=kind.homepage,
+            citation=kind.citation,
         )
 
     def _shard_iterators_per_split(self, dl_manager: Any) -> Mapping[str, Sequence[Callable[[], Iterator]]]:
@@ -96,25 +87,13 @@ class LggMri(tfds.core.ShardBasedBuilder):
         }
 
     def _examples(self, start: int, stop: int) -> Iterator[tuple[int, dict[str, Any]]]:
-        for image, mask, digest in _read_ahead(self._source, range(start, stop)):
-            index = next(self._order)
-            record = self._source.records[index]
-            self._check(record.name, image, mask)
-            self.info.metadata["entries"].append(
-                [record.name, record.patient, record.slice, record.site, record.subset, int(mask.sum()), digest]
-            )
-            yield (
-                index,
-                {
-                    "image": image,
-                    "mask": mask,
-                    "name": record.name,
-                    "patient": record.patient,
-                    "slice": record.slice,
-                    "site": record.site,
-                    "digest": digest,
-                },
-            )
+        indices = range(start, stop)
+        for index, (image, mask, entry) in zip(indices, _read_ahead(self._source, indices), strict=True):
+            self._check(entry.name, image, mask)
+            self.info.metadata["entries"].append(list(dataclasses.astuple(entry)))
+            stored = {name: getattr(entry, name) for name in ("name", "patient", "slice", "site", "digest")}
+            yield index, {"image": image, "mask": mask, **stored}
+            self._advance()
 
     def _check(self, name: str, image: np.ndarray, mask: np.ndarray) -> None:
         for what, array, shape in (("image", image, self._shapes[0]), ("mask", mask, self._shapes[1])):
@@ -128,30 +107,30 @@ class LggMri(tfds.core.ShardBasedBuilder):
             raise DataError(f"slice {name}: mask holds the value {mask.max()}, expected 0 and 1 only")
 
     def _log_download_bytes(self) -> None:
-        """Silences TFDS, which would print an unknown download size."""
+        """Keeps TFDS from printing an unknown download size."""
 
     def _log_download_done(self) -> None:
-        """Silences TFDS; the caller says what was written."""
+        """Keeps TFDS from printing; the caller prints what was written."""
 
 
 class _LocalInfo(tfds.core.DatasetInfo):
     def initialize_from_bucket(self) -> None:
-        """Does not look for the dataset on the network, which is what TFDS does at this point."""
+        """Skips TFDS's search for the dataset on the network."""
 
     def write_to_directory(self, dataset_info_dir: Any, all_metadata: bool = True) -> None:
-        """Writes as TFDS does, then flushes: the folder gets its final name only after its content is on the disk."""
+        """Writes as TFDS does, then flushes: the content must be on the disk before the folder gets its final name."""
         super().write_to_directory(dataset_info_dir, all_metadata)
         for path in Path(os.fspath(dataset_info_dir)).iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
 
 
-def _read_ahead(source: Source, indices: range) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
-    """Yields image, mask and digest in order, read by a few threads and never far ahead of their use."""
+def _read_ahead(source: Source, indices: range) -> Iterator[tuple[np.ndarray, np.ndarray, Entry]]:
+    """Yields image, mask and entry in order, read by a few threads and never far ahead of their use."""
 
-    def read(index: int) -> tuple[np.ndarray, np.ndarray, str]:
+    def read(index: int) -> tuple[np.ndarray, np.ndarray, Entry]:
         image, mask = source.read(index)
-        return image, mask, content_digest(image, mask)
+        return image, mask, Entry.of(source.records[index], image, mask)
 
     threads = min(8, os.cpu_count() or 1)
     pool = ThreadPoolExecutor(threads)
@@ -172,6 +151,6 @@ def build(builder: LggMri) -> None:
     builder.download_and_prepare(
         download_dir=downloads, download_config=tfds.download.DownloadConfig(try_download_gcs=False)
     )
-    for folder in (downloads / "extracted", downloads):  # TFDS makes them, and they stay empty
+    for folder in (downloads / "extracted", downloads):  # TFDS creates them and leaves them empty
         with contextlib.suppress(OSError):
             folder.rmdir()

@@ -16,19 +16,19 @@ from typing import Any
 import jax
 import optax
 
-from data_pipeline import open_source
-from data_pipeline.kaggle import PairSource
+from data_pipeline import SourceOptions, open_source
 from data_pipeline.loader import epoch_order, stack, train_batches
-from data_pipeline.prepare import Prepared, prepare
+from data_pipeline.prepare import prepare
+from data_pipeline.prepared import Prepared
 from data_pipeline.source import Source
-from experiments import report
+from experiments import console
 from experiments.bench import results
 from experiments.bench.options import LoaderOptions
 from experiments.bench.peers import PEER_MODULES, missing
 from experiments.bench.rounds import rotated
 from experiments.bench.worker import Worker
 from experiments.bench.workload import ADAM, LEARNING_RATE
-from experiments.feed import Feed, Kept
+from experiments.prefetch import Prefetcher, SliceStore
 from jaxunet import UNet, init_state
 from jaxunet.losses import LOSSES
 from jaxunet.sharding import batch_sharding, make_mesh, replicate
@@ -56,7 +56,7 @@ def measure(options: LoaderOptions) -> dict[str, Any]:
       `{"data", "slices", "rates": {name: summary of slices per second}, "step_seconds": {name: summary}, "absent"}`.
     """
     size = options.size, options.size
-    source = open_source(options.root, size=size, resize=None if options.root is None else False)
+    source = open_source(options.root, SourceOptions(size=size, resize=None if options.root is None else False))
     data = prepare(source, options.cache_dir, datasets=[options.root] if options.root else [])
     turns = {f"stage: {name}": work for name, work in stages(data, options).items()}
     cached, opened = caches(data, options)
@@ -209,7 +209,7 @@ def show(content: dict[str, Any], options: LoaderOptions) -> None:
         ratio = "-" if peer is None or name.startswith("stage") else f"{found['median'] / peer:.2f}"
         rows.append([name, *(f"{value:,.0f}" for value in (found["median"], *found["range"])), ratio])
     title = f"{content['data']}: {content['slices']} slices, batches of {options.batch}"
-    report.table(title, ("", "slices/s", "least", "most", "x torch"), rows)
+    console.table(title, ("", "slices/s", "least", "most", "x torch"), rows)
     if content["absent"]:
         sys.stdout.write(f"no DataLoader: {content['absent']}\n")
     if found := content["step_seconds"]:
@@ -224,7 +224,7 @@ def show(content: dict[str, Any], options: LoaderOptions) -> None:
             for name, one in found.items()
         ]
         heads = ("", "seconds", "over one resident batch", "95 % interval")
-        report.table("a training step, by the source of its batches", heads, rows)
+        console.table("a training step, by the source of its batches", heads, rows)
 
 
 def interval(seconds: Sequence[float], base: Sequence[float]) -> str:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from data_pipeline import open_source
-from data_pipeline.check import Site, decode, facts, main, render, summary, threshold_baseline
+from data_pipeline import SourceOptions, open_source
+from data_pipeline.__main__ import main
+from data_pipeline.check import Site, decode, facts, render, threshold_baseline
 from data_pipeline.prepare import prepare
 from data_pipeline.splits import split
 from tests.helpers.trees import PATIENTS, encode, image_pixels, mask_pixels, write_kaggle, write_pictures
@@ -23,7 +24,7 @@ def tree(tmp_path):
 
 
 def check(root):
-    return facts(decode(open_source(root, size=None)))
+    return facts(decode(open_source(root)))
 
 
 def text_of(renderable) -> str:
@@ -64,15 +65,15 @@ def test_the_tumour_share_is_over_the_pixels_of_tumour_slices(tree):
 
 
 def test_prepared_and_decoded_slices_give_the_same_summary(tree, tmp_path):
-    prepared = prepare(open_source(tree, size=(16, 16)), tmp_path / "cache", progress=False)
-    decoded = decode(open_source(tree, size=None))
+    prepared = prepare(open_source(tree, SourceOptions(size=(16, 16))), tmp_path / "cache", progress=False)
+    decoded = decode(open_source(tree))
     assert facts(prepared) == facts(decoded)
-    assert text_of(summary(prepared)) == text_of(summary(decoded))
+    assert text_of(render(facts(prepared))) == text_of(render(facts(decoded)))
 
 
 def test_the_summary_shows_figures_sites_and_notes(tree):
     (tree / ".DS_Store").write_text("")
-    text = text_of(summary(decode(open_source(tree, size=None))))
+    text = text_of(render(check(tree)))
     for part in (
         "kaggle_3m tree (real data)",
         "6, with 2 to 11 slices",
@@ -91,7 +92,7 @@ def test_every_bad_file_is_listed_and_not_only_the_first(tree, tmp_path, capsys)
     found = check(tree)
     assert len([problem for problem in found.problems if "truncated" in problem]) == 3
     assert found.slices == 23
-    assert main(["--root", str(tree)]) == 1
+    assert main(["check", "--root", str(tree)]) == 1
     out = capsys.readouterr().out
     assert all(path.name in out for path in bad)
 
@@ -99,7 +100,7 @@ def test_every_bad_file_is_listed_and_not_only_the_first(tree, tmp_path, capsys)
 def test_no_more_than_ten_problems_are_printed(tree):
     for path in tree.rglob("*_mask.tif"):
         path.write_bytes(encode(image_pixels(0, channels=1)))
-    text = text_of(summary(decode(open_source(tree, size=None))))
+    text = text_of(render(check(tree)))
     assert text.count("problem:") == 11 and "problem: and 16 more" in text
 
 
@@ -134,7 +135,7 @@ def test_copies_of_a_slice_are_found_and_blank_ones_do_not_count(tree):
         (tree / "TCGA_EZ_0006_20000106" / f"TCGA_EZ_0006_20000106_2{suffix}.tif").write_bytes(copy)
     found = check(tree)
     assert found.duplicates == ((f"{LONG}_2", "TCGA_EZ_0006_20000106_2"),)
-    text = text_of(summary(decode(open_source(tree, size=None))))
+    text = text_of(render(check(tree)))
     assert f"same pixels: {LONG}_2 = TCGA_EZ_0006_20000106_2" in text
 
 
@@ -174,7 +175,7 @@ def test_a_baseline_without_a_pixel_is_undefined():
 
 
 def test_synthetic_slices_print_a_baseline_below_what_a_model_must_reach():
-    source = open_source(None, size=(48, 48), phantom_patients=6)
+    source = open_source(None, SourceOptions(size=(48, 48), phantom_patients=6))
     decoded = decode(source)
     found = facts(decoded)
     parts = split(decoded.entries, by="patient", slices="all")
@@ -184,12 +185,12 @@ def test_synthetic_slices_print_a_baseline_below_what_a_model_must_reach():
 
 
 def test_the_command_prints_and_exits_with_0_when_nothing_is_wrong(tree, capsys):
-    assert main([f"--root={tree}"]) == 0
+    assert main(["check", f"--root={tree}"]) == 0
     assert "kaggle_3m tree (real data)" in capsys.readouterr().out
 
 
 def test_a_place_that_cannot_be_opened_is_one_message(tmp_path, capsys):
-    assert main([f"--root={tmp_path / 'missing'}"]) == 1
+    assert main(["check", f"--root={tmp_path / 'missing'}"]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: no such file or folder") and error.count("\n") == 1
 
@@ -203,19 +204,19 @@ def test_a_place_that_cannot_be_opened_is_one_message(tmp_path, capsys):
     ],
 )
 def test_a_value_that_makes_no_sense_ends_with_2(capsys, word, message):
-    assert main([word]) == 2
+    assert main(["check", word]) == 2
     assert capsys.readouterr().err.startswith(f"error: {message}")
 
 
 def test_nothing_is_written(tree, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     before = sorted(tmp_path.rglob("*"))
-    main([f"--root={tree}"])
+    main(["check", f"--root={tree}"])
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_the_module_runs_as_documented(tree):
-    command = [sys.executable, "-m", "data_pipeline.check", "--root", str(tree)]
+def test_the_program_runs_in_a_process(tree):
+    command = [sys.executable, "-m", "data_pipeline", "check", "--root", str(tree)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert "26" in done.stdout

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from data_pipeline import open_source
-from data_pipeline.folders import find_pairs, open_folders
+from data_pipeline import SourceOptions, open_source
 from data_pipeline.source import DataError, Record, UsageError
+from data_pipeline.sources.folders import find_pairs, open_folders
 from tests.helpers.trees import image_pixels, mask_pixels, write_pictures
 
 SLICE = "TCGA_CS_0001_20000101_12"
@@ -68,13 +68,13 @@ def test_numbered_slices_are_in_numeric_order(tmp_path):
 def test_the_documented_layout_fixes_training_and_test(tmp_path):
     for subset in ("train", "test"):
         write_pair(tmp_path / "BrainTumor" / subset, [f"{subset}_1.png"], [f"{subset}_1.png"])
-    source = open_source(tmp_path / "BrainTumor", size=(8, 8))
+    source = open_source(tmp_path / "BrainTumor", SourceOptions(size=(8, 8)))
     assert {record.name: record.subset for record in source.records} == {"train_1": "train", "test_1": "test"}
     assert source.title == "image and mask folders, BrainTumor"
     image, mask = source.read(0)
     assert image.shape == (8, 8, 3) and mask.shape == (8, 8, 1), "folders are resized unless told otherwise"
     with pytest.raises(DataError, match="expected 8x8"):
-        open_source(tmp_path / "BrainTumor", size=(8, 8), resize=False).read(0)
+        open_source(tmp_path / "BrainTumor", SourceOptions(size=(8, 8), resize=False)).read(0)
 
 
 def test_a_single_pair_of_folders_is_recognised(tmp_path):
@@ -90,12 +90,12 @@ def test_a_missing_folder_is_named(tmp_path):
         write_pair(tmp_path / subset, ["a_1.png"], ["a_1.png"])
     (tmp_path / "test" / "mask").rename(tmp_path / "masks elsewhere")
     with pytest.raises(DataError, match=r"no such folder: .*test/mask"):
-        open_source(tmp_path, size=None)
+        open_source(tmp_path)
     (tmp_path / "test" / "image").rename(tmp_path / "images elsewhere")
     with pytest.raises(DataError, match=r"no such folder: .*test/image"):
-        open_source(tmp_path, size=None)
+        open_source(tmp_path)
     with pytest.raises(DataError, match=r"no such folder: .*nowhere"):
-        open_source(None, pairs=[("", tmp_path / "nowhere", tmp_path / "train" / "mask")], size=None)
+        open_source(None, pairs=[("", tmp_path / "nowhere", tmp_path / "train" / "mask")])
 
 
 def test_an_empty_folder_is_named(tmp_path):
@@ -175,7 +175,7 @@ def test_the_fingerprint_belongs_to_the_content_and_the_subset(tmp_path):
     first, second = (("", tmp_path / place / "image", tmp_path / place / "mask") for place in ("here", "there"))
     assert open_folders([first]).fingerprint() == open_folders([second]).fingerprint()
     assert open_folders([first]).fingerprint() != open_folders([("train", *first[1:])]).fingerprint()
-    assert open_folders([first]).fingerprint() != open_folders([first], size=(8, 8)).fingerprint()
+    assert open_folders([first]).fingerprint() != open_folders([first], SourceOptions(size=(8, 8))).fingerprint()
 
 
 def test_a_grey_mask_names_the_option_that_reads_it(tmp_path):
@@ -183,26 +183,26 @@ def test_a_grey_mask_names_the_option_that_reads_it(tmp_path):
     write_pictures(tmp_path / "mask", {"a.png": image_pixels(0, channels=1)})
     with pytest.raises(DataError, match=r"distinct values, expected 0 and 255: .*a\.png; set data\.mask_threshold"):
         open_folders([pair]).read(0)
-    _, mask = open_folders([pair], mask_threshold=99).read(0)
+    _, mask = open_folders([pair], SourceOptions(mask_threshold=99)).read(0)
     np.testing.assert_array_equal(mask, image_pixels(0, channels=1) > 99)
 
 
 def test_grey_images_are_read_with_one_channel(tmp_path):
     pair = write_pair(tmp_path, ["a.png"], ["a.png"])
     write_pictures(tmp_path / "image", {"a.png": image_pixels(0, channels=1)})
-    assert open_source(None, pairs=[pair], size=(16, 16), channels=1).read(0)[0].shape == (16, 16, 1)
+    assert open_source(None, SourceOptions(size=(16, 16), channels=1), pairs=[pair]).read(0)[0].shape == (16, 16, 1)
 
 
 def test_a_root_and_pairs_together_are_refused(tmp_path):
     pair = write_pair(tmp_path, ["a.png"], ["a.png"])
     with pytest.raises(DataError, match="both a root"):
-        open_source(tmp_path, pairs=[pair], size=None)
+        open_source(tmp_path, pairs=[pair])
 
 
 def test_without_root_and_pairs_the_synthetic_source_is_opened():
-    source = open_source(None, size=(16, 24), phantom_patients=3, phantom_seed=3)
+    source = open_source(None, SourceOptions(size=(16, 24), phantom_patients=3, phantom_seed=3))
     assert source.kind == "synthetic"
     assert source.read(0)[0].shape == (16, 24, 3)
     assert len({record.patient for record in source.records}) == 3
     with pytest.raises(UsageError, match="3 channels, not 1"):
-        open_source(None, size=(16, 16), channels=1)
+        open_source(None, SourceOptions(size=(16, 16), channels=1))

@@ -2,17 +2,13 @@
 
 import os
 import shutil
-import stat
-import threading
-import zipfile
 
 import numpy as np
 import pytest
 
-from data_pipeline import open_source
-from data_pipeline.files import READ_THREADS
-from data_pipeline.kaggle import open_kaggle, parse_name
+from data_pipeline import SourceOptions, open_source
 from data_pipeline.source import DataError, Record
+from data_pipeline.sources.kaggle import open_kaggle
 from tests.helpers.trees import PATIENTS, encode, image_pixels, mask_pixels, write_kaggle, write_zip
 
 PATIENT = "TCGA_CS_0001_20000101"
@@ -38,7 +34,7 @@ def test_slices_are_in_numeric_order(tree):
 
 
 def test_a_slice_reads_its_own_image_and_mask(tree):
-    source = open_kaggle(tree, size=(16, 16))
+    source = open_kaggle(tree, SourceOptions(size=(16, 16)))
     index = [record.name for record in source.records].index(f"{LONG}_10")
     image, mask = source.read(index)
     np.testing.assert_array_equal(image, image_pixels(310))
@@ -73,40 +69,6 @@ def test_the_fingerprint_does_not_depend_on_the_order_of_listing(tree, monkeypat
 
     monkeypatch.setattr(os, "scandir", lambda folder: Shuffled(sorted(listing(folder), key=lambda e: e.name[::-1])))
     assert open_kaggle(tree).fingerprint() == expected
-
-
-def test_files_read_ahead_give_the_same_fingerprint_and_are_read_once(tree):
-    source, expected, read = open_kaggle(tree), open_kaggle(tree).fingerprint(), []
-    files, source.files = source.files, lambda index: read.append(index) or files(index)
-    with source.reading():
-        assert source.fingerprint() == expected
-        assert sorted(read) == list(range(len(source.records)))
-        assert source.fingerprint() == expected  # what has changed since would be seen
-    assert len(read) == 2 * len(source.records)
-
-
-def test_an_interruption_beside_the_reading_leaves_the_rest_unread(tree):
-    source, go, read = open_kaggle(tree), threading.Event(), []
-    files, source.files = source.files, lambda index: (read.append(index), go.wait(), files(index))[-1]
-    with pytest.raises(KeyboardInterrupt), source.reading():
-        threading.Timer(0.2, go.set).start()
-        raise KeyboardInterrupt
-    assert len(read) <= READ_THREADS < len(source.records)
-
-
-def test_the_fingerprint_changes_with_every_byte_name_and_option(tree):
-    prints = {open_kaggle(tree).fingerprint()}
-    for options in ({"size": (16, 16)}, {"channels": 1}, {"resize": True}, {"mask_threshold": 0}):
-        prints.add(open_kaggle(tree, **options).fingerprint())
-    path = tree / LONG / f"{LONG}_4_mask.tif"
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 255
-    path.write_bytes(data)
-    prints.add(open_kaggle(tree).fingerprint())
-    for suffix in (".tif", "_mask.tif"):
-        (tree / LONG / f"{LONG}_11{suffix}").rename(tree / LONG / f"{LONG}_12{suffix}")
-    prints.add(open_kaggle(tree).fingerprint())
-    assert len(prints) == 7
 
 
 @pytest.mark.parametrize("zipped", [False, True])
@@ -190,121 +152,11 @@ def test_a_place_without_slices_is_told_what_was_expected(tmp_path):
 def test_a_root_that_is_missing_is_never_replaced_by_synthetic_slices(tmp_path):
     for root in (tmp_path / "missing", str(tmp_path / "missing.zip"), ""):
         with pytest.raises(DataError, match=r"no such file or folder: '.*' .data\.root"):
-            open_source(root, size=(16, 16))
+            open_source(root, SourceOptions(size=(16, 16)))
 
 
 def test_another_size_is_refused_unless_resizing_is_on(tree):
     with pytest.raises(DataError, match=r"image of 16x16, expected 8x24 pixels .*TCGA_CS_0001_20000101_1\.tif"):
-        open_source(tree, size=(8, 24)).read(0)
-    image, mask = open_source(tree, size=(8, 24), resize=True).read(0)
+        open_source(tree, SourceOptions(size=(8, 24))).read(0)
+    image, mask = open_source(tree, SourceOptions(size=(8, 24), resize=True)).read(0)
     assert image.shape == (8, 24, 3) and mask.shape == (8, 24, 1)
-
-
-def test_a_mask_of_another_size_than_its_image_is_refused(tree):
-    (tree / LONG / f"{LONG}_1_mask.tif").write_bytes(encode(mask_pixels(0, (16, 15))))
-    source = open_kaggle(tree, size=(16, 16), resize=True)
-    with pytest.raises(DataError, match="image of 16x16 but mask of 16x15"):
-        source.read([record.name for record in source.records].index(f"{LONG}_1"))
-
-
-def test_a_file_that_vanishes_or_is_damaged_is_named(tree):
-    source = open_kaggle(tree)
-    image, mask = (tree / PATIENT / f"{PATIENT}_1{suffix}.tif" for suffix in ("", "_mask"))
-    mask.write_bytes(mask.read_bytes()[:-1])
-    with pytest.raises(DataError, match=rf"truncated: .*{mask.name}"):
-        source.read(0)
-    image.unlink()
-    with pytest.raises(DataError, match=rf"cannot read .*{image.name}: No such file"):
-        source.read(0)
-    with pytest.raises(DataError, match="No such file"):
-        source.fingerprint()
-
-
-def test_links_that_leave_the_tree_are_refused_and_others_followed(tree, tmp_path):
-    outside = tmp_path / "private.tif"
-    target = tree / LONG / f"{LONG}_1.tif"
-    target.rename(outside)
-    target.symlink_to(outside)
-    with pytest.raises(DataError, match=r"symbolic link to .*private\.tif, which is outside"):
-        open_kaggle(tree)
-    target.unlink()
-    target.symlink_to(tree / LONG / "gone")
-    with pytest.raises(DataError, match="leads nowhere"):
-        open_kaggle(tree)
-    target.unlink()
-    outside.rename(tree / LONG / "pixels.bin")
-    target.symlink_to("pixels.bin")
-    (tree / LONG / "up").symlink_to("..", target_is_directory=True)  # a loop
-    assert len(open_kaggle(tree).records) == sum(PATIENTS.values())
-    (tmp_path / "link").symlink_to(tree, target_is_directory=True)
-    assert len(open_kaggle(tmp_path / "link").records) == sum(PATIENTS.values())
-
-
-def member(name: str, **changes) -> zipfile.ZipInfo:
-    info = zipfile.ZipInfo("x")
-    info.filename = name  # the constructor would clean it up
-    for key, value in changes.items():
-        setattr(info, key, value)
-    return info
-
-
-BAD_MEMBERS = {
-    "parent": (member("../evil.tif"), "leads outside"),
-    "inner parent": (member("kaggle_3m/../../evil.tif"), "leads outside"),
-    "absolute": (member("/tmp/evil.tif"), "leads outside"),
-    "drive": (member("C:/evil.tif"), "leads outside"),
-    "backslash": (member("a\\..\\evil.tif"), "leads outside"),
-    "link": (member("evil.tif", external_attr=(stat.S_IFLNK | 0o777) << 16, create_system=3), "symbolic link"),
-    "twice": (member(f"KAGGLE_3M/{LONG}/{LONG}_1.tif"), "occurs twice"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_MEMBERS)
-def test_an_archive_with_a_dishonest_member_is_refused_whole(tree, tmp_path, case):
-    info, message = BAD_MEMBERS[case]
-    path = write_zip(tmp_path / "a.zip", tree, under=tmp_path)
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr(info, b"x")
-    with pytest.raises(DataError, match=f"archive refused because of .*{message}"):
-        open_kaggle(path)
-
-
-def test_an_archive_that_unpacks_to_too_much_is_refused(tree, tmp_path, monkeypatch):
-    path = write_zip(tmp_path / "a.zip", tree, under=tmp_path)
-    monkeypatch.setattr("data_pipeline.files.MAX_ARCHIVE_BYTES", 10_000)
-    with pytest.raises(DataError, match=r"unpacks to .* bytes, at most 10000"):
-        open_kaggle(path)
-    monkeypatch.setattr("data_pipeline.files.MAX_ARCHIVE_FILES", 3)
-    with pytest.raises(DataError, match="files in the archive, at most 3"):
-        open_kaggle(path)
-
-
-def test_a_damaged_archive_is_an_error_that_names_the_member(tree, tmp_path):
-    path = write_zip(tmp_path / "a.zip", tree, under=tmp_path)
-    with zipfile.ZipFile(path) as archive:
-        info = archive.getinfo(f"kaggle_3m/{PATIENT}/{PATIENT}_1.tif")
-    data = bytearray(path.read_bytes())
-    data[info.header_offset + 30 + len(info.filename) + info.compress_size // 2] ^= 16
-    path.write_bytes(data)
-    with pytest.raises(DataError, match=rf"cannot read .*{PATIENT}_1\.tif in .*a\.zip"):
-        open_kaggle(path).read(0)
-    path.write_bytes(data[:-30])
-    with pytest.raises(DataError, match="not a readable zip archive"):
-        open_kaggle(path)
-
-
-def test_nothing_is_written_beside_an_archive_that_is_read(tree, tmp_path):
-    path = write_zip(tmp_path / "a.zip", tree, under=tmp_path)
-    before = sorted(tmp_path.rglob("*"))
-    source = open_kaggle(path)
-    source.fingerprint()
-    source.read(0)
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-@pytest.mark.parametrize(
-    "name", ["TCGA_CS_0001_20000101", "TCGA_CS_0001_20000101_1_mask", "tcga_CS_0001_20000101_1", "x"]
-)
-def test_other_names_are_no_patients_of_their_own(name):
-    with pytest.raises(DataError, match="expected a name like"):
-        parse_name(name)

@@ -5,7 +5,7 @@ import pytest
 
 from data_pipeline.prepare import prepare
 from data_pipeline.source import DataError
-from tests.data_pipeline.test_prepare import Slices, replaced
+from tests.helpers.trees import Slices, replaced
 
 
 def test_the_order_of_the_source_is_kept_over_several_files(tmp_path, monkeypatch):

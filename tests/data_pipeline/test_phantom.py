@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from data_pipeline.phantom import AREA_RANGE, VERSION, open_phantom
-from data_pipeline.phantom_anatomy import draw_anatomy
 from data_pipeline.source import DataError, UsageError
+from data_pipeline.sources.phantom import AREA_RANGE, VERSION, open_phantom
+from data_pipeline.sources.phantom_head import draw_anatomy
 
 SMALL = (64, 64)
 EXPECTED = [[50.3, 37.7, 50.7], [56.8, 49.4, 53.7], [71.0, 48.8, 44.9]]  # channel means of three slices
@@ -243,7 +243,7 @@ def test_the_fingerprint_follows_every_parameter_and_the_version(monkeypatch):
     assert all(re.fullmatch("[0-9a-f]{64}", value) for value in prints)
     assert len(set(prints)) == len(variants)
     assert open_phantom(**defaults).fingerprint() == prints[0]
-    monkeypatch.setattr("data_pipeline.phantom.VERSION", -1)
+    monkeypatch.setattr("data_pipeline.sources.phantom.VERSION", -1)
     assert open_phantom(**defaults).fingerprint() != prints[0]
 
 

@@ -1,8 +1,5 @@
-import contextlib
 import dataclasses
 import hashlib
-import json
-import os
 import resource
 import signal
 import subprocess
@@ -13,47 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from data_pipeline import prepare as module
-from data_pipeline.prepare import default_cache_dir, main, open_prepared, parse_example, prepare
-from data_pipeline.source import DataError, Record
+from data_pipeline.__main__ import main
+from data_pipeline.prepare import prepare
+from data_pipeline.prepared import open_prepared
+from data_pipeline.source import DataError
+from tests.helpers.trees import Slices, replaced
 
 ROOT = Path(__file__).parents[2]
-
-
-class Slices:
-    """A tiny source; `read` leaves a line in `log` for every slice, so that processes can be told apart."""
-
-    kind = "folders"
-    title = "tiny slices of a test"
-    notes = ("nothing is odd",)
-
-    def __init__(self, count=10, size=(8, 6), log=None, pause=0.0, seed=0):
-        self.records = [Record(f"s_{i:03d}", f"p{(7 * i) % 4}", i, "CS" if i % 2 else "DU") for i in range(count)]
-        self.size, self.log, self.pause, self.seed = size, log, pause, seed
-
-    def fingerprint(self):
-        return hashlib.sha256(repr((self.size, len(self.records), self.seed)).encode()).hexdigest()
-
-    def reading(self):
-        return contextlib.nullcontext()
-
-    def read(self, index):
-        if self.log:
-            with self.log.open("a") as file:
-                file.write(f"{os.getpid()} {index}\n")
-        time.sleep(self.pause)
-        rng = np.random.default_rng((self.seed, index))
-        height, width = self.size
-        image = rng.integers(0, 256, (height, width, 3), np.uint8)
-        return image, (rng.random((height, width, 1)) < index / 20).astype(np.uint8)
-
-
-def replaced(source, index, **changes):
-    source.records[index] = dataclasses.replace(source.records[index], **changes)
-    return source
 
 
 def run(code, *arguments):
@@ -101,44 +66,6 @@ def test_entries_tell_what_is_in_the_slices(prepared):
     assert prepared.fingerprint == source.fingerprint()
 
 
-def test_opening_the_folder_alone_gives_the_same_dataset(prepared):
-    assert open_prepared(prepared.path) == prepared
-
-
-def test_an_index_out_of_range_is_an_index_error_so_that_iteration_ends(prepared):
-    assert sum(1 for _ in prepared) == 10
-    for index in (-1, 10):
-        with pytest.raises(IndexError):
-            prepared[index]
-
-
-def test_threads_read_what_one_thread_reads(prepared):
-    wanted = [prepared[index]["image"].copy() for index in range(10)]
-    order = np.random.default_rng(0).integers(0, 10, 2000).tolist()
-    with ThreadPoolExecutor(8) as pool:
-        for index, got in zip(order, pool.map(prepared.__getitem__, order), strict=True):
-            np.testing.assert_array_equal(got["image"], wanted[index])
-
-
-@given(st.dictionaries(st.text(max_size=5), st.binary(max_size=300), max_size=4), st.data())
-def test_examples_are_parsed_as_protobuf_parses_them(features, data):
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    example = tf_example_pb2.Example()
-    for key, value in features.items():
-        example.features.feature[key].bytes_list.value.append(value)
-    example.features.feature["number"].int64_list.value.append(2**40)
-    record = example.SerializeToString()
-    got = parse_example(record)
-    assert {key: bytes(value) for key, value in got.items()} == {
-        key: value for key, value in features.items() if key != "number"
-    }
-    cut = record[: data.draw(st.integers(0, len(record) - 1))]
-    if cut:
-        with pytest.raises(ValueError):
-            parse_example(cut)
-
-
 def test_a_second_prepare_reads_no_slice(tmp_path):
     log = tmp_path / "log"
     first = prepare(Slices(log=log), tmp_path / "cache", progress=False)
@@ -171,16 +98,6 @@ def test_another_content_is_another_folder(tmp_path, monkeypatch, change):
     second = prepare(source, tmp_path, progress=False)
     assert second.path != first.path
     assert second.entries[1].subset == ("test" if change == "subset" else "")
-
-
-def test_prepared_data_goes_to_the_user_cache_by_default(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_cache_dir() == tmp_path / "jaxunet"
-    for value in ("", "relative"):
-        monkeypatch.setenv("XDG_CACHE_HOME", value)
-        assert default_cache_dir() == Path.home() / ".cache" / "jaxunet"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert default_cache_dir() == Path.home() / ".cache" / "jaxunet"
 
 
 def test_a_cache_inside_the_dataset_is_refused_and_nothing_written(tmp_path):
@@ -276,55 +193,6 @@ class TestInterruption:
         assert not list(tmp_path.rglob("incomplete*"))
 
 
-class TestDamage:
-    @pytest.fixture
-    def folder(self, tmp_path):
-        return prepare(Slices(count=40, size=(64, 64)), tmp_path, progress=False).path
-
-    def test_a_truncated_file_is_found_on_opening(self, folder):
-        (file,) = folder.glob("*array_record*")
-        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-        with pytest.raises(DataError, match=r"is damaged \(.*\); remove that folder and prepare the data again"):
-            open_prepared(folder)
-
-    def test_flipped_bytes_name_the_slice_that_is_lost(self, folder):
-        (file,) = folder.glob("*array_record*")
-        content = bytearray(file.read_bytes())
-        for at in range(len(content) // 3, len(content) // 3 + 64):
-            content[at] ^= 255
-        file.write_bytes(content)
-        prepared, lost, source = open_prepared(folder), [], Slices(count=40, size=(64, 64))
-        for index in range(40):
-            try:
-                np.testing.assert_array_equal(prepared[index]["image"], source.read(index)[0])
-            except DataError as error:
-                assert f"slice s_{index:03d}: cannot read record {index} of {folder}" in str(error)
-                lost.append(index)
-        assert 1 <= len(lost) <= 2
-
-    def test_a_missing_file_is_found_on_opening(self, folder):
-        next(folder.glob("*array_record*")).unlink()
-        with pytest.raises(DataError, match="is damaged"):
-            open_prepared(folder)
-
-    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"entries": [[1]]}', '{"entries": 3}', "\x00"])
-    def test_a_damaged_description_is_found_on_opening(self, folder, text):
-        (folder / "metadata.json").write_text(text)
-        with pytest.raises(DataError, match="is damaged"):
-            open_prepared(folder)
-
-    def test_a_description_of_another_number_of_slices_is_found_on_opening(self, folder):
-        saved = json.loads((folder / "metadata.json").read_text())
-        saved["entries"].pop()
-        (folder / "metadata.json").write_text(json.dumps(saved))
-        with pytest.raises(DataError, match="40 records for 39 slices"):
-            open_prepared(folder)
-
-    def test_a_folder_without_a_dataset_is_said(self, tmp_path):
-        with pytest.raises(DataError, match=r"no prepared dataset in .*metadata\.json is missing"):
-            open_prepared(tmp_path)
-
-
 def test_everything_works_where_tensorflow_cannot_be_imported(tmp_path):
     result = run(
         """
@@ -353,23 +221,10 @@ assert "tensorflow" not in sys.modules
     assert (result.stdout, result.stderr) == ("", "")
 
 
-def test_opening_needs_no_tfds_and_is_fast_for_4000_slices(tmp_path):
-    prepared = prepare(Slices(count=4000, size=(4, 4)), tmp_path, progress=False)
-    result = run(
-        "import time\nfrom data_pipeline.prepare import open_prepared\n"
-        "import array_record.python.array_record_data_source\n"
-        "start = time.process_time()\nprepared = open_prepared(sys.argv[1])\n"
-        "assert len(prepared) == 4000\nprint(time.process_time() - start)\n"
-        "assert not {'tensorflow_datasets', 'grain', 'jax'} & set(sys.modules)",
-        prepared.path,
-    )
-    assert float(result.stdout) < 0.2
-
-
 class TestCommand:
     def test_it_prepares_synthetic_slices_loudly_and_prints_the_check(self, tmp_path, capsys):
         arguments = ["--phantom_patients", "6", "--size", "64", "32", "--cache_dir", str(tmp_path)]
-        assert main(arguments) == 0
+        assert main(["prepare", *arguments]) == 0
         out = capsys.readouterr().out
         assert "SYNTHETIC slices, not patients" in out
         assert "6 invented patients" in out
@@ -378,7 +233,7 @@ class TestCommand:
         assert open_prepared(path).shape == (64, 32, 3)
 
     def test_a_missing_root_is_exit_code_1_and_never_the_synthetic_set(self, tmp_path, capsys):
-        assert main(["--root", str(tmp_path / "nowhere"), "--cache_dir", str(tmp_path / "cache")]) == 1
+        assert main(["prepare", "--root", str(tmp_path / "nowhere"), "--cache_dir", str(tmp_path / "cache")]) == 1
         captured = capsys.readouterr()
         assert captured.err == f"error: no such file or folder: '{tmp_path / 'nowhere'}' (data.root)\n"
         assert captured.out == ""
@@ -393,7 +248,7 @@ class TestCommand:
             (["--phantom_patients=2"], "2 synthetic patients: at least 3"),
             (["--mask_threshold=-1"], "mask_threshold=-1: must be a grey value"),
             (["--channels=4"], "synthetic slices have 3 channels, not 4"),
-            (["--cache_dir="], "--cache_dir='' is no path"),
+            (["--cache_dir="], "--cache_dir='' is not a path"),
         ],
     )
     def test_a_value_that_makes_no_sense_ends_with_2_and_writes_nothing(
@@ -401,18 +256,18 @@ class TestCommand:
     ):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        assert main(words) == 2
+        assert main(["prepare", *words]) == 2
         assert message in capsys.readouterr().err
         assert not list(tmp_path.iterdir())
 
     def test_ctrl_c_leaves_nothing_half_written(self, tmp_path, capsys, monkeypatch):
-        monkeypatch.setattr("data_pipeline.open_source", lambda root, **options: interrupted)
+        monkeypatch.setattr("data_pipeline.__main__.open_source", lambda *_: interrupted)
         interrupted = Slices()
         read = interrupted.read
         interrupted.read = lambda index: signal.raise_signal(signal.SIGINT) if index == 7 else read(index)
         before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
         try:
-            assert main(["--cache_dir", str(tmp_path)]) == 130
+            assert main(["prepare", "--cache_dir", str(tmp_path)]) == 130
         finally:
             signal.signal(signal.SIGINT, before)
         assert "interrupted" in capsys.readouterr().err

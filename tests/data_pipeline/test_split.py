@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline import open_source
+from data_pipeline import SourceOptions, open_source
 from data_pipeline import split as module
-from data_pipeline.split import main, write_split
+from data_pipeline.__main__ import main as program
+from data_pipeline.split import write_split
 from data_pipeline.splits import split
 from tests.helpers.trees import encode, image_pixels, mask_pixels, write_kaggle, write_pictures, write_zip
 
@@ -21,6 +22,10 @@ FOLDERS = ("train/image", "train/mask", "test/image", "test/mask", "mini_test")
 @pytest.fixture
 def tree(tmp_path):
     return write_kaggle(tmp_path / "kaggle_3m")
+
+
+def main(words: list[str]) -> int:
+    return program(["split", *words])
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -53,7 +58,7 @@ def test_the_documented_folders_hold_byte_copies_of_the_tumour_slices(tree, tmp_
 
 def test_training_on_the_folders_uses_the_slices_that_the_split_chose(tree, tmp_path):
     assert main([str(tree), str(tmp_path / "out"), "--seed=4"]) == 0
-    direct, copied = open_source(tree, size=None), open_source(tmp_path / "out", size=None)
+    direct, copied = open_source(tree), open_source(tmp_path / "out")
 
     def chosen(source):
         entries = [Entry(source, index) for index in range(len(source.records))]
@@ -110,11 +115,11 @@ def test_image_and_mask_folders_are_split_and_keep_their_formats(tmp_path):
 
 @pytest.mark.parametrize("picture_format", ["tif", "png"])
 def test_synthetic_slices_are_written_as_pictures_that_read_back_exactly(tmp_path, picture_format):
-    options = ["--synthetic", "--patients=3", "--size", "16", "24", f"--picture_format={picture_format}"]
+    options = ["--synthetic", "--phantom_patients=3", "--size", "16", "24", f"--picture_format={picture_format}"]
     assert main([str(tmp_path / "out"), *options]) == 0
-    phantoms = open_source(None, size=(16, 24), phantom_patients=3)
+    phantoms = open_source(None, SourceOptions(size=(16, 24), phantom_patients=3))
     wanted = {record.name: index for index, record in enumerate(phantoms.records)}
-    source = open_source(tmp_path / "out", size=None)
+    source = open_source(tmp_path / "out")
     assert "SYNTHETIC" in source.title
     assert {path.suffix for path in (tmp_path / "out").rglob("*") if path.is_file()} == {f".{picture_format}"}
     for index, record in enumerate(source.records):
@@ -134,18 +139,18 @@ def test_a_folder_that_is_not_empty_is_refused_and_left_as_it_was(tree, tmp_path
 def test_a_split_that_was_stopped_is_no_split(tree, tmp_path, monkeypatch, capsys):
     written = []
 
-    def stop_at_the_seventh(path, data):
-        written.append(path)
+    def stop_at_the_seventh(folder, file):
+        written.append(folder)
         if len(written) == 7:
             raise KeyboardInterrupt
-        path.write_bytes(data)
+        (folder / file[0]).write_bytes(file[1])
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "_write", stop_at_the_seventh)
         assert main([str(tree), str(tmp_path / "out")]) == 130
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".partial"]  # no train folder that would be read
     assert main([str(tree), str(tmp_path / "out")]) == 2
-    assert "is what a stopped split left" in capsys.readouterr().err
+    assert "is from an interrupted split" in capsys.readouterr().err
 
 
 def test_an_empty_folder_is_filled(tree, tmp_path):
@@ -160,11 +165,11 @@ def test_an_empty_folder_is_filled(tree, tmp_path):
         (["kaggle_3m", "kaggle_3m/out"], 2, "OUT lies in ROOT"),
         (["kaggle_3m", "a_file"], 2, "OUT is not a folder"),
         (["kaggle_3m", "a_file/out"], 1, "error: .*a_file"),
-        (["kaggle_3m", "out", "--synthetic"], 2, "give OUT alone"),
+        (["kaggle_3m", "out", "--synthetic"], 2, "name OUT alone"),
         (["missing", "out"], 1, "no such file or folder: '.*missing'"),
-        (["a_file", "out"], 1, "not a readable zip archive"),
-        (["split", "out"], 1, "is split into train and test folders already"),
-        (["out", "--synthetic", "--patients=0"], 2, "0 synthetic patients: at least 3"),
+        (["a_file", "out"], 1, "not a data set: .*a_file .holds a file.; expected .*kaggle_3m"),
+        (["split", "out"], 1, "are split into train and test folders already"),
+        (["out", "--synthetic", "--phantom_patients=0"], 2, "0 synthetic patients: at least 3"),
         (["out", "--synthetic", "--size", "0", "0"], 2, "size 0x0: height and width must be from 1"),
         (["out", "--synthetic", "--size", "8", "8"], 2, "size is 8x8, expected at least 16 pixels each way"),
         (["kaggle_3m", "out", "--seed=-1"], 2, "--seed=-1: must be at least 0"),
@@ -226,15 +231,15 @@ def test_grey_masks_are_copied_as_they_are_when_a_threshold_is_given(tree, tmp_p
 
 
 def test_from_python_the_counts_and_notes_come_back(tree, tmp_path):
-    counts = write_split(open_source(tree, size=None), tmp_path / "out", by="slice", seed=0)
+    counts = write_split(open_source(tree), tmp_path / "out", by="slice", seed=0)
     assert (counts.train, counts.test, counts.mini_test) == (8, 3, 3)
     assert "split by slice, as documented" in counts.notes[-1]
 
 
 def test_the_command_explains_itself_without_the_slow_imports():
     code = (
-        "import sys\nfrom data_pipeline.split import main\n"
-        "try: main(['--help'])\nexcept SystemExit as e: assert e.code == 0\n"
+        "import sys\nfrom data_pipeline.__main__ import main\n"
+        "try: main(['split', '--help'])\nexcept SystemExit as e: assert e.code == 0\n"
         "slow = {'jax', 'flax', 'matplotlib', 'tensorflow_datasets', 'grain', 'orbax'} & set(sys.modules)\n"
         "assert not slow, slow"
     )
@@ -244,7 +249,7 @@ def test_the_command_explains_itself_without_the_slow_imports():
         assert word in done.stdout
 
 
-def test_the_module_runs_as_documented(tree, tmp_path):
-    command = [sys.executable, "-m", "data_pipeline.split", str(tree), str(tree), "--by=slice", "--seed=0"]
+def test_the_program_runs_in_a_process(tree, tmp_path):
+    command = [sys.executable, "-m", "data_pipeline", "split", str(tree), str(tree), "--by=slice", "--seed=0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and "Traceback" not in done.stderr and "error: OUT" in done.stderr

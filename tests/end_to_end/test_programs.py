@@ -221,9 +221,8 @@ def test_a_full_disk_is_said_at_the_start(monkeypatch, tmp_path):
 def test_the_documented_ini_files_run_through_every_program(place, env, name, request):
     folder = place / f"ini_{name}"
     folder.mkdir()
-    split = run(
-        "data_pipeline.split", "BrainTumor", "--synthetic", "--patients=8", "--size", "256", "256", cwd=folder, env=env
-    )
+    words = ("split", "BrainTumor", "--synthetic", "--phantom_patients=8", "--size", "256", "256")
+    split = run("data_pipeline", *words, cwd=folder, env=env)
     assert split.returncode == 0, split.stderr
     ini = (request.path.parent / "data" / f"{name}.ini").read_text()
     (folder / f"{name}.ini").write_text(ini)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from data_pipeline.phantom import open_phantom
+from data_pipeline.sources.phantom import open_phantom
 from experiments import pictures, report
 from experiments.pictures import BOTH, PREDICTION, TRUTH, Case
 

@@ -42,8 +42,9 @@ def environment(cache: Path, devices: int = 1) -> dict[str, str]:
 def run(
     program: str, *args: str, cwd: Path, env: Mapping[str, str], timeout: float = 240
 ) -> subprocess.CompletedProcess:
-    """Runs `python -m experiments.<program>` to its end."""
-    command = [sys.executable, "-m", program if "." in program else f"experiments.{program}", *args]
+    """Runs `python -m experiments.<program>`, or `python -m data_pipeline`, to its end."""
+    module = program if program == "data_pipeline" else f"experiments.{program}"
+    command = [sys.executable, "-m", module, *args]
     return subprocess.run(command, cwd=cwd, env=dict(env), capture_output=True, text=True, timeout=timeout)
 
 

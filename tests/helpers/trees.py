@@ -1,12 +1,18 @@
 """Tiny data sets of random pixels in the layouts that the sources read; no patient is in them."""
 
+import dataclasses
+import hashlib
 import io
+import os
+import time
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from data_pipeline.source import Record, Source
 
 PATIENTS = {
     "TCGA_CS_0001_20000101": 4,
@@ -72,3 +78,34 @@ def write_pictures(folder: Path, pictures: Mapping[str, np.ndarray]) -> Path:
     for name, pixels in pictures.items():
         (folder / name).write_bytes(encode(pixels, formats[name.rsplit(".", 1)[1].lower()]))
     return folder
+
+
+class Slices(Source):
+    """A tiny source; `read` leaves a line in `log` for every slice, so that processes can be told apart."""
+
+    kind = "folders"
+    title = "tiny slices of a test"
+    notes = ("nothing is odd",)
+
+    def __init__(self, count=10, size=(8, 6), log=None, pause=0.0, seed=0):
+        self.records = [Record(f"s_{i:03d}", f"p{(7 * i) % 4}", i, "CS" if i % 2 else "DU") for i in range(count)]
+        self.size, self.log, self.pause, self.seed = size, log, pause, seed
+
+    def fingerprint(self):
+        return hashlib.sha256(repr((self.size, len(self.records), self.seed)).encode()).hexdigest()
+
+    def read(self, index):
+        if self.log:
+            with self.log.open("a") as file:
+                file.write(f"{os.getpid()} {index}\n")
+        time.sleep(self.pause)
+        rng = np.random.default_rng((self.seed, index))
+        height, width = self.size
+        image = rng.integers(0, 256, (height, width, 3), np.uint8)
+        return image, (rng.random((height, width, 1)) < index / 20).astype(np.uint8)
+
+
+def replaced(source: Slices, index: int, **changes) -> Slices:
+    """Changes fields of one record."""
+    source.records[index] = dataclasses.replace(source.records[index], **changes)
+    return source

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from data_pipeline import open_source
+from data_pipeline import SourceOptions, open_source
 from data_pipeline.loader import stack
 from experiments import build
 from experiments.cli import parse
@@ -24,7 +24,7 @@ FAST_TO_COMPILE = {"xla_backend_optimization_level": 1}
 @functools.cache
 def batches():
     """Phantoms of ten patients, in an order of their own."""
-    source = open_source(None, size=(64, 64), phantom_patients=10)
+    source = open_source(None, SourceOptions(size=(64, 64), phantom_patients=10))
     order = np.random.default_rng(0).permutation(len(source.records))
     names = [record.patient for record in source.records]
     slices = []

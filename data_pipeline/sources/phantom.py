@@ -7,16 +7,26 @@ and gain, bias field and contrast change from patient to patient, so that no sin
 shape, place and the other channels do.
 """
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipeline.phantom_anatomy import SITE_STYLES, SITES, SPLINE_SD, Blob, draw_anatomy, slice_count
-from data_pipeline.phantom_head import Canvas, Head, distance, paint_head, ramp
-from data_pipeline.source import DataError, Record, UsageError
+from data_pipeline.source import DataError, Record, Source, SourceOptions, UsageError, register
+from data_pipeline.sources.phantom_head import (
+    SITE_STYLES,
+    SITES,
+    SPLINE_SD,
+    Blob,
+    Canvas,
+    Head,
+    distance,
+    draw_anatomy,
+    paint_head,
+    ramp,
+    slice_count,
+)
 
 VERSION = 2  # of the drawing: raise it with any change of a pixel, because prepared data are keyed by the fingerprint
 AREA_RANGE = (0.001, 0.08)  # share of the slice that a lesion covers, where it is present
@@ -25,7 +35,7 @@ GRAIN_CELLS = 56  # the finest texture, drawn anew for each slice
 MIN_SIDE = 16
 
 
-class Phantoms:
+class Phantoms(Source):
     """Synthetic slices, a `Source`; made by `open_phantom`, which checks the values.
 
     Attributes:
@@ -63,10 +73,6 @@ class Phantoms:
         """Returns a sha256 hex digest of the generator's version and its parameters."""
         return hashlib.sha256(json.dumps(self._described, sort_keys=True).encode()).hexdigest()
 
-    def reading(self) -> contextlib.AbstractContextManager[None]:
-        """Does nothing: there are no files."""
-        return contextlib.nullcontext()
-
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Draws one slice; the same on every call, in any order and from any thread.
 
@@ -92,6 +98,15 @@ class Phantoms:
         _paint_others(canvas, head, 0.7 * bumps[0] + 0.4 * lobes[0])
         mask = _paint_lesion(canvas, head, bumps[1], lobes[1])
         return _acquire(canvas, np.random.default_rng((self._seed, number, record.slice))), mask
+
+
+@register("synthetic", opens=lambda root: root is None, synthetic=True)
+def open_synthetic(root: None, options: SourceOptions) -> Phantoms:
+    """Opens the synthetic set that the options describe; raises `UsageError`."""
+    if options.channels != 3:
+        raise UsageError(f"synthetic slices have 3 channels, not {options.channels} (model.image_channels)")
+    size = options.size or (256, 256)
+    return open_phantom(patients=options.phantom_patients, seed=options.phantom_seed, size=size)
 
 
 def open_phantom(

@@ -1,4 +1,4 @@
-"""Image and mask folders, paired by name: the documented `BrainTumor` layout, or any two folders."""
+"""Image and mask folders, paired by name: the `BrainTumor` layout of the reference, or any two folders."""
 
 import dataclasses
 import os
@@ -9,14 +9,17 @@ from pathlib import Path, PurePosixPath
 
 from data_pipeline.files import Tree, open_folder, some
 from data_pipeline.images import EXTENSIONS
-from data_pipeline.kaggle import NAME, PairSource, check_paired, parse_name
-from data_pipeline.source import DataError, Record
-
-Pair = tuple[str, str | Path, str | Path]
+from data_pipeline.source import DEFAULTS, DataError, Pair, Record, SourceOptions, register
+from data_pipeline.sources.pairs import TCGA_NAME, PairedFiles, PairSource, check_paired, parse_name
 
 _PHANTOM = re.compile(r"(?P<patient>phantom_(?P<site>S\d+)_\d+)_(?P<slice>\d{1,6})")
 _NUMBERED = re.compile(r"(?P<patient>.+?)[_-]+(?P<slice>\d{1,6})")
 _IMAGES, _MASKS = ("image", "images"), ("mask", "masks")
+
+
+def is_folders(root: Path | None) -> bool:
+    """Whether a root is a folder with image and mask folders."""
+    return root is not None and root.is_dir() and find_pairs(root) is not None
 
 
 def find_pairs(root: str | Path) -> list[Pair] | None:
@@ -26,8 +29,8 @@ def find_pairs(root: str | Path) -> list[Pair] | None:
       root: an existing folder.
 
     Returns:
-      (subset, image folder, mask folder) for `open_folders`, or None where neither layout is there. A layout of which
-      one folder is there is returned whole, so that `open_folders` can name the missing one.
+      (subset, image folder, mask folder) for `open_folders`, or None where neither layout is found. A layout with
+      only one of its folders is returned whole, so that `open_folders` can name the missing one.
     """
     root = Path(root)
     subsets = {subset: _find_pair(root / subset, subset) for subset in ("train", "test")}
@@ -39,14 +42,14 @@ def find_pairs(root: str | Path) -> list[Pair] | None:
     return [pair] if pair else None
 
 
-def open_folders(
-    pairs: Sequence[Pair],
-    *,
-    size: tuple[int, int] | None = None,
-    channels: int = 3,
-    resize: bool = True,
-    mask_threshold: int | None = None,
-) -> PairSource:
+@register(
+    "folders",
+    opens=is_folders,
+    expects="a folder with train/image, train/mask, test/image, test/mask (or image and mask)",
+    fixed_size=False,
+    gapless=False,  # a selection of slices is common here
+)
+def open_folders(pairs: Path | Sequence[Pair], options: SourceOptions = DEFAULTS) -> PairSource:
     """Opens image and mask folders: lists them and pairs them by name; nothing is decoded yet.
 
     An image `x.png` belongs to the mask `x.<any extension>` or `x_mask.<any extension>`. Patient, slice and site are
@@ -54,17 +57,16 @@ def open_folders(
 
     Args:
       pairs: (subset, image folder, mask folder), subset "train", "test" or "" where the split is not fixed. Both may
-        be the same folder if masks end in `_mask`.
-      size: (height, width) that slices are brought to, or None for any.
-      channels: channels of an image file.
-      resize: resize slices of another size (masks by nearest neighbour) instead of refusing them.
-      mask_threshold: see `data_pipeline.images.read_mask`.
+        be the same folder if masks end in `_mask`. Or the folder that holds them, see `find_pairs`.
+      options: slices of another size are resized unless `resize` is False.
 
     Raises:
       DataError: a folder is missing or holds no pictures; an image without mask or a mask without image; two files
         for one image or mask.
     """
-    slices: list[tuple[Record, tuple[Tree, str], tuple[Tree, str]]] = []
+    if isinstance(pairs, Path):
+        pairs = find_pairs(pairs) or []
+    slices: list[PairedFiles] = []
     notes: list[str] = []
     trees: dict[Path, Tree] = {}
     for subset, image_folder, mask_folder in pairs:
@@ -92,10 +94,8 @@ def open_folders(
         title=_title(pairs, [record for record, _, _ in slices]),
         notes=notes,
         slices=_unique(slices),
-        size=size,
-        channels=channels,
-        resize=resize,
-        mask_threshold=mask_threshold,
+        options=options,
+        resize=True,
     )
 
 
@@ -140,7 +140,7 @@ def _without_suffix(masks: dict[str, str], images: dict[str, str], tree: Tree) -
 
 
 def _record(stem: str, subset: str) -> Record:
-    if (match := NAME.fullmatch(stem)) and not match["mask"]:
+    if (match := TCGA_NAME.fullmatch(stem)) and not match["mask"]:
         return dataclasses.replace(parse_name(stem), subset=subset)
     if match := _PHANTOM.fullmatch(stem):
         return Record(stem, match["patient"], int(match["slice"]), site=match["site"], subset=subset)
@@ -157,18 +157,12 @@ def _title(pairs: Sequence[Pair], records: Sequence[Record]) -> str:
     return f"{warning}image and mask folders, {common}"
 
 
-def _unique(
-    slices: list[tuple[Record, tuple[Tree, str], tuple[Tree, str]]],
-) -> list[tuple[Record, tuple[Tree, str], tuple[Tree, str]]]:
-    """Tells slices of the same name in training and test folders apart by naming them after the folder too."""
+def _unique(slices: list[PairedFiles]) -> list[PairedFiles]:
+    """Prefixes slices of the same name in training and test folders with the name of the folder."""
     counts = Counter(record.name for record, _, _ in slices)
     slices = [
-        (
-            dataclasses.replace(record, name=f"{record.subset}-{record.name}") if counts[record.name] > 1 else record,
-            image,
-            mask,
-        )
-        for record, image, mask in slices
+        (dataclasses.replace(one, name=f"{one.subset}-{one.name}") if counts[one.name] > 1 else one, image, mask)
+        for one, image, mask in slices
     ]
     counts = Counter(record.name for record, _, _ in slices)
     if twice := sorted(name for name, count in counts.items() if count > 1):
