@@ -88,11 +88,11 @@ class RunLog:
         """Writes the CSV files and the curves."""
         if self.silent:
             return
-        from experiments import report  # matplotlib takes a second to import
+        from experiments import plots  # matplotlib takes a second to import
 
         for name, columns in zip(TABLES, (("loss", "val_loss"), self.columns), strict=True):
             write_atomically(self.eval_dir / f"{name}.csv", _csv(history, ("epoch", *columns)))
-            report.curves(history, self.eval_dir / f"{name}.png", title=self.title, columns=columns)
+            plots.curves(history, self.eval_dir / f"{name}.png", title=self.title, columns=columns)
 
     def sync(self) -> None:
         """Brings all rows to the disk; called before a checkpoint that counts on them."""

@@ -191,7 +191,7 @@ def is_finished(trainer: Trainer) -> bool:
 
 def result_table(progress: Progress, directory: Path, config: "Config", time: Mapping[str, float]) -> None:
     """Prints the epochs, the time this process trained and the commands that come next."""
-    from experiments import report
+    from experiments.console import table
 
     columns = list(dict.fromkeys(["loss", "val_loss", *config.train.metrics]))
     best = progress.best_epoch
@@ -200,7 +200,7 @@ def result_table(progress: Progress, directory: Path, config: "Config", time: Ma
         [f"{row['epoch']}{' (best)' if row['epoch'] == best else ''}", *(_cell(row.get(c)) for c in columns)]
         for row in shown
     ]
-    report.table(f"{directory}: {progress.epoch} epochs, {progress.stopped or 'all done'}", ["epoch", *columns], cells)
+    table(f"{directory}: {progress.epoch} epochs, {progress.stopped or 'all done'}", ["epoch", *columns], cells)
     if time["seconds"]:
         sys.stdout.write(f"\nwaited for data {time['waited']:.1%} of {time['seconds']:.1f} s\n")
     sys.stdout.write(

@@ -117,8 +117,8 @@ class Trainer:
     def validate(self, state: "TrainState") -> tuple[dict[str, float], bool]:
         """Validation loss and scores, and whether no pixel was predicted positive."""
         from data_pipeline.loader import eval_batches
-        from experiments.evaluate import evaluate_batches
-        from experiments.figures import batch_means
+        from experiments.evaluation import evaluate_batches
+        from experiments.evaluation_tables import batch_means
 
         size, count = self.config.train.batch_size, len(self.split.val)
         feed = self._feed(eval_batches, self.split.val, {"batch_size": size})
