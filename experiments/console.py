@@ -66,37 +66,28 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, 
         for heading, body in zip(columns, bodies, strict=True)
     ]
     margins = 3 * len(columns) - 1
-    if sum(least) + margins > out.width:
-        _print_records(title, columns, cells, out)
-        return
-    grid = _grid(title)
-    for heading, body, width in zip(columns, bodies, least, strict=True):
-        grid.add_column(
-            # Rich would take the width from any column, also from numbers, so the headings are wrapped here.
-            Text(heading if sum(natural) + margins <= out.width else textwrap.fill(heading, width)),
-            justify="right" if cells and all(map(_NUMBER.fullmatch, body)) else "left",
-            no_wrap=all(cell_len(cell) <= _ONE_LINE for cell in body),
-            overflow="fold",
-        )
-    for row in cells:
-        grid.add_row(*map(Text, row))  # Text: brackets are not markup
+    as_list = sum(least) + margins > out.width
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=not as_list)
+    if as_list:
+        grid.add_column(overflow="fold")
+        grid.add_column(overflow="fold", no_wrap=all(cell_len(cell) <= _ONE_LINE for row in cells for cell in row))
+        for row in cells:
+            for heading, cell in zip(columns, row, strict=True):
+                grid.add_row(Text(heading), Text(cell))  # Text: brackets are not markup
+            grid.add_section()
+    else:
+        for heading, body, width in zip(columns, bodies, least, strict=True):
+            grid.add_column(
+                # Rich would take the width from any column, also from numbers, so the headings are wrapped here.
+                Text(heading if sum(natural) + margins <= out.width else textwrap.fill(heading, width)),
+                justify="right" if cells and all(map(_NUMBER.fullmatch, body)) else "left",
+                no_wrap=all(cell_len(cell) <= _ONE_LINE for cell in body),
+                overflow="fold",
+            )
+        for row in cells:
+            grid.add_row(*map(Text, row))
+    out.print(Text(title, style="bold"))
     out.print(grid)
-
-
-def _print_records(title: str, columns: Sequence[str], cells: Sequence[Sequence[str]], out: Console) -> None:
-    """Prints each row as a list of headings and values."""
-    grid = _grid(title, show_header=False)
-    grid.add_column(overflow="fold")
-    grid.add_column(overflow="fold", no_wrap=all(cell_len(cell) <= _ONE_LINE for row in cells for cell in row))
-    for row in cells:
-        for heading, cell in zip(columns, row, strict=True):
-            grid.add_row(Text(heading), Text(cell))
-        grid.add_section()
-    out.print(grid)
-
-
-def _grid(title: str, **options: Any) -> Table:
-    return Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, **options)
 
 
 @contextlib.contextmanager
