@@ -17,32 +17,39 @@ LINE_EVERY_S = 60.0
 
 
 @contextlib.contextmanager
-def progress(description: str, total: int, *, to: Console | None = None) -> Iterator[Callable[[], None]]:
+def progress(
+    description: str, total: int, *, done: int = 0, to: Console | None = None
+) -> Iterator[Callable[..., None]]:
     """Shows the progress of a loop: a bar on a terminal, elsewhere at most one line per minute.
 
     Args:
       description: what is being done, for example "reading".
       total: number of items.
+      done: items finished before.
       to: the console; default stderr.
 
     Yields:
-      A function to call when an item is done.
+      A function to call when an item is done, with a text such as `"loss 0.1234"`.
     """
     out = to or Console(stderr=True)
     if out.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=out) as bar:
-            task = bar.add_task(description, total=total)
-            yield lambda: bar.advance(task)
+            task = bar.add_task(description, total=total, completed=done)
+            yield lambda text="": bar.update(task, advance=1, description=text or description)
         return
-    done, last_line = 0, time.monotonic()
+    position, first, last_line = done, 0.0, time.monotonic()
 
-    def advance() -> None:
-        nonlocal done, last_line
-        done += 1
-        if time.monotonic() - last_line >= LINE_EVERY_S:
-            last_line = time.monotonic()
-            out.print(f"{description}: {done} of {total}", soft_wrap=True)
+    def advance(text: str = "") -> None:
+        nonlocal position, first, last_line
+        position, now = position + 1, time.monotonic()
+        if position == done + 1:
+            first = now  # the first item may take longer than the ones to come
+        if now - last_line >= LINE_EVERY_S and position > done + 1:
+            last_line = now
+            minutes = (now - first) / (position - done - 1) * (total - position) / 60
+            left = f"{minutes // 60:.0f} h {minutes % 60:02.0f} min" if minutes >= 60 else f"{minutes:.0f} min"
+            out.print(f"{description}: {position} of {total}  {text}  about {left} left", soft_wrap=True, markup=False)
 
     yield advance
 

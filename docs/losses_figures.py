@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from experiments.pictures import new_figure, save_figure
+from experiments.plots import new_figure, save_figure
 from jaxunet.losses import LOSSES
 
 SIZE, RADIUS = 96, 20

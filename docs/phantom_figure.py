@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments import build
 from experiments.config import read_run
-from experiments.pictures import background, new_figure, outline, save_figure
+from experiments.plots import background, new_figure, outline, save_figure
 from experiments.predict import load
 
 

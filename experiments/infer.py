@@ -1,17 +1,16 @@
-"""`python -m experiments.infer`: the documented name of `experiments.predict`."""
+"""`python -m experiments.infer`: the reference's name of `experiments.predict`."""
 
 import sys
 from collections.abc import Sequence
 
 from experiments import predict
+from experiments.cli import run_program
 
 
 def main(argv: Sequence[str]) -> int:
-    """Does what `experiments.predict` does."""
+    """Calls `experiments.predict`."""
     return predict.main(argv, program="infer")
 
 
 if __name__ == "__main__":
-    from experiments.cli import run_program
-
     sys.exit(run_program(main))

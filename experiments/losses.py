@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from experiments.config import LOSS_NAMES, ConfigError, raise_problems
-from experiments.rundir import write_atomically
+from experiments.run_directory import write_atomically
 
 TESTS = Path(__file__).parent.parent / "tests"
 TIED = ("blob", "inverse", "one_image")
@@ -204,7 +204,7 @@ def main(argv: Sequence[str]) -> int:
 
     import tyro
 
-    from experiments import report
+    from experiments import console
 
     options = tyro.cli(Options, args=list(argv), prog="python -m experiments.losses", use_underscores=True)
     sizes = {name: getattr(options, name) for name in _LEAST}
@@ -220,7 +220,7 @@ def main(argv: Sequence[str]) -> int:
         rows = {name: dataclasses.asdict(proof) for name, proof in proofs.items()}
         write_atomically(Path(options.json), json.dumps(rows, indent=1) + "\n")
     columns = ("loss", "family", "value error", "gradient error", "other libraries", "empty mask", "ms")
-    report.table(
+    console.table(
         f"{len(proofs)} losses; ms: value and gradient of {options.batch} images of {options.size}x{options.size}",
         columns,
         [_row(name, proof) for name, proof in proofs.items()],

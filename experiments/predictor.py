@@ -2,25 +2,25 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from PIL import Image
 
 from data_pipeline.images import resize_image
+from experiments.build import Run, image_shape, load_run
 from jaxunet.sharding import global_batch, make_mesh, replicate
 from jaxunet.step import compile_predict_step
-
-if TYPE_CHECKING:
-    import flax.linen as nn
 
 
 class Predictor:
     """Probabilities of images of any size, on all devices of this process.
 
-    Every batch has the same shape, the last one padded, so the network is compiled once for bytes and once for floats,
-    and an image's result does not depend on how many others are passed with it.
+    All batches have the same shape (the last one is padded), so the network is compiled once for bytes and once for
+    floats, and the result of an image does not depend on the others.
 
     Args:
       model: the network.
@@ -30,12 +30,12 @@ class Predictor:
       batch_size: images predicted at once; rounded up to a multiple of the number of devices.
 
     Attributes:
-      channels: that an image must have.
+      channels: required of each image.
       batch_size: after rounding.
     """
 
     def __init__(
-        self, model: "nn.Module", params: Any, *, image_shape: tuple[int, int, int], batch_size: int = 8
+        self, model: nn.Module, params: Any, *, image_shape: tuple[int, int, int], batch_size: int = 8
     ) -> None:
         self._mesh = make_mesh(jax.local_devices())
         self._params = replicate(jax.device_get(params), self._mesh)
@@ -54,7 +54,7 @@ class Predictor:
           float32 `[H, W, K]`, `[B, H, W, K]`, or a list of `[H, W, K]`, in [0, 1].
 
         Raises:
-          ValueError: another number of dimensions or channels, or values that are not finite or not within 0..255.
+          ValueError: a wrong number of dimensions or channels, or values that are not finite or not in 0..255.
         """
         if isinstance(images, jax.Array):
             images = np.asarray(images)
@@ -88,7 +88,7 @@ class Predictor:
         return self._step(self._params, global_batch({"image": batch}, self._mesh)["image"])
 
     def resize_back(self, probabilities: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """Brings probabilities `[h, w, K]` to `size` = (height, width), float32 in [0, 1]; NaN stays NaN."""
+        """Resizes probabilities `[h, w, K]` to `size` = (height, width), float32 in [0, 1]; NaN stays NaN."""
         return np.clip(_resize(np.asarray(probabilities, np.float32), size), 0, 1)
 
     def _checked(self, image: np.ndarray) -> np.ndarray:
@@ -109,8 +109,19 @@ class Predictor:
         return image
 
 
+def load_predictor(run_dir: str | Path, *, batch_size: int | None = None) -> Predictor:
+    """Loads the best checkpoint of a run; see `experiments.predict.load`."""
+    return predictor_of_run(load_run(run_dir), batch_size=batch_size)
+
+
+def predictor_of_run(run: Run, *, batch_size: int | None = None) -> Predictor:
+    """Returns the predictor of a loaded run; `batch_size` defaults to its `infer.batch_size`."""
+    batch_size = batch_size or run.config.infer.batch_size
+    return Predictor(run.model, run.params, image_shape=image_shape(run.config), batch_size=batch_size)
+
+
 def _resize(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes `[h, w, channels]`, bilinear, antialiased where it shrinks."""
+    """Resizes `[h, w, channels]`, bilinear, antialiased if it shrinks."""
     if values.shape[:2] == tuple(size):
         return values
     if values.dtype == np.uint8:

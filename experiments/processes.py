@@ -36,6 +36,11 @@ def start_processes(config: Config) -> None:
     _gather(np.zeros(1))
 
 
+def is_first() -> bool:
+    """Returns whether this is the process that prints and writes for all."""
+    return jax.process_index() == 0
+
+
 class PeerError(RuntimeError):
     """Another process of the run failed; its own message has the reason."""
 

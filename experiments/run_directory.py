@@ -38,7 +38,6 @@ from typing import Any
 from data_pipeline.prepared import Prepared
 from data_pipeline.source import DataError
 from data_pipeline.splits import Split
-
 from experiments.config import Config, ConfigError, data_paths, flatten, options, read_run, to_json
 from experiments.fields import Role, convert
 

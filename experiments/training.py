@@ -1,7 +1,7 @@
 """Training: the loop, its compiled steps, early stopping, and checkpoints of the run.
 
-`train` sets a run up and `fit` is the loop. Numbers of a step are fetched while the next one runs (`DelayedMetrics`), so
-that the devices never wait for the host.
+`train` sets a run up and `fit` is the loop. The numbers of a step are fetched while the next one runs
+(`DelayedMetrics`), so that the devices never wait for the host.
 """
 
 import contextlib
@@ -18,12 +18,14 @@ import jax
 from rich.console import Console
 from rich.markup import escape
 
+from data_pipeline.console import progress as progress_bar
 from data_pipeline.loader import eval_batches, steps_per_epoch, train_batches
 from data_pipeline.prepared import Prepared
 from data_pipeline.source import DataError
 from data_pipeline.splits import Split
-from experiments import build, console as terminal
+from experiments import build
 from experiments.config import Config
+from experiments.console import table
 from experiments.evaluation import batch_means, evaluate_batches
 from experiments.limits import check_devices
 from experiments.log import RESULTS, RunLog
@@ -38,8 +40,8 @@ from experiments.processes import (
     fail_together,
     start_processes,
 )
-from experiments.summary import print_summary
 from experiments.run_directory import check_directory, claim, identity, locked, record_start, run_directory, saved_split
+from experiments.summary import print_summary
 from jaxunet.checkpoint import (
     CheckpointError,
     Checkpoints,
@@ -329,7 +331,7 @@ def fit(trainer: Trainer, state: TrainState, progress: RunProgress, log: RunLog,
     first, save_seconds = int(state.step) + 1, 60 * trainer.config.train.save_minutes
     batches, delayed = trainer.batches(first - 1), DelayedMetrics(trainer, progress, log)
     saved, pace = time.monotonic(), Pace(trainer, console)
-    bar = terminal.progress("training", trainer.total, done=first - 1, to=console)
+    bar = progress_bar("training", trainer.total, done=first - 1, to=console)
     with StopRequest().listening() as stop, bar as advance:
         for step in range(first, trainer.total + 1):
             try:
@@ -563,7 +565,7 @@ def result_table(progress: RunProgress, directory: Path, config: Config, seconds
         for row in shown
     ]
     title = f"{directory}: {progress.epoch} epochs, {progress.stopped or 'all done'}"
-    terminal.table(title, ["epoch", *columns], cells)
+    table(title, ["epoch", *columns], cells)
     if seconds["seconds"]:
         sys.stdout.write(f"\nwaited for data {seconds['waited']:.1%} of {seconds['seconds']:.1f} s\n")
     sys.stdout.write(

@@ -21,6 +21,7 @@ from data_pipeline.loader import epoch_order, stack, train_batches
 from data_pipeline.prepare import prepare
 from data_pipeline.prepared import Prepared
 from data_pipeline.source import Source
+from data_pipeline.sources.pairs import PairSource
 from experiments import console
 from experiments.bench import results
 from experiments.bench.options import LoaderOptions
@@ -111,7 +112,7 @@ def stages(data: Prepared, options: LoaderOptions) -> dict[str, Turn]:
     records = itertools.cycle([data.record(next(order)) for _ in range(min(256, len(data)))])
     slices = itertools.cycle([data[next(order)] for _ in range(min(256, len(data)))])
     batch = stack([next(slices) for _ in range(size)])
-    kept = Kept(data, [0], cache="none", threads=0, mesh=make_mesh(jax.devices()[:1]))
+    kept = SliceStore(data, [0], cache="none", threads=0, mesh=make_mesh(jax.devices()[:1]))
     epochs = itertools.count()
 
     def done(_: Any, count: int = 1) -> int:
@@ -131,14 +132,14 @@ def caches(data: Prepared, options: LoaderOptions) -> tuple[dict[str, Turn], lis
     """The batches of a training run, on the host and on the device; and the iterators, which must be closed."""
     mesh, turns, opened = make_mesh(jax.devices()[:1]), {}, []
     for cache in CACHES:
-        kept = Kept(data, range(len(data)), cache=cache, threads=options.threads, mesh=mesh)
+        kept = SliceStore(data, range(len(data)), cache=cache, threads=options.threads, mesh=mesh)
         if cache == "memory":
             kept.source.fill(options.threads)  # type: ignore[union-attr]  # as the first epoch does
         order = {"batch_size": options.batch, "seed": 0, "threads": options.threads}
         for place in ("host", "device"):
             batches = train_batches(kept.source, range(len(data)), **order)
 
-            def work(batches: Iterator[Any] = batches, kept: Kept = kept, place: str = place) -> int:
+            def work(batches: Iterator[Any] = batches, kept: SliceStore = kept, place: str = place) -> int:
                 batch = next(batches)
                 if place == "device":
                     jax.block_until_ready(kept.put(batch))
@@ -163,12 +164,12 @@ def steps(data: Prepared, options: LoaderOptions) -> dict[str, Callable[[], floa
     found: dict[str, Callable[[], float]] = {}
     for name in ("resident", *CACHES):
         cache = "none" if name == "resident" else name
-        kept = Kept(data, range(len(data)), cache=cache, threads=options.threads, mesh=mesh)
+        kept = SliceStore(data, range(len(data)), cache=cache, threads=options.threads, mesh=mesh)
         batches = train_batches(
             kept.source, range(len(data)), batch_size=options.batch, seed=0, threads=options.threads
         )
         first = next(batches), kept.put(next(batches))
-        feed = itertools.repeat(first) if name == "resident" else Feed(batches, kept.put)
+        feed = itertools.repeat(first) if name == "resident" else Prefetcher(batches, kept.put)
         places = batch_sharding(first[1], mesh)
         if (form := jax.tree.structure(places)) not in compiled:
             compiled[form] = compile_train_step(mesh, loss=LOSSES["hybrid"].fn, seed=0, batch_sharding=places)
@@ -177,8 +178,8 @@ def steps(data: Prepared, options: LoaderOptions) -> dict[str, Callable[[], floa
             start = time.perf_counter()
             _, inputs = next(feed)
             held[0], metrics = step(held[0], inputs)
-            if isinstance(feed, Feed):
-                feed.ahead(metrics["loss"])
+            if isinstance(feed, Prefetcher):
+                feed.prefetch(metrics["loss"])
             jax.block_until_ready(held[0].params)
             return time.perf_counter() - start
 
@@ -191,7 +192,7 @@ def torch_turn(source: Source, options: LoaderOptions) -> tuple[Turn | None, Wor
     """The DataLoader in a process of its own: its turn, the process, which must be closed, or why there is none."""
     if missing(("torch",)):
         return None, None, "torch is not installed (extra bench)"
-    if not isinstance(source, PairSource):
+    if not isinstance(source, PairSource):  # the DataLoader reads files
         return None, None, "no --root: synthetic slices have no files"
     files = [[image.path(name) for image, name in pair] for pair in source.pairs]
     arguments = {"files": files, "batch": options.batch, "workers": options.workers}

@@ -5,7 +5,7 @@ import sys
 from functools import partial
 from typing import Any
 
-from experiments import report
+from experiments import console
 from experiments.bench import results
 from experiments.bench.machine import processor
 from experiments.bench.options import LossesOptions
@@ -102,7 +102,7 @@ def show(content: dict[str, Any], options: LossesOptions) -> None:
         for row in sorted(content["results"], key=lambda row: place[row["loss"]])
     ]
     columns = ("loss", "library", "ms", "range of rounds", "jaxunet / library", "temporary MB", "value")
-    report.table(title, columns, rows)
+    console.table(title, columns, rows)
     ratios = [row["ours_to_theirs"] for row in content["results"] if row["ours_to_theirs"] is not None]
     if ratios:
         fast = sum(value <= 1 for value in ratios)

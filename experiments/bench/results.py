@@ -10,7 +10,7 @@ from typing import Any
 from scipy.stats import quantile_test
 
 from experiments.config import ConfigError
-from experiments.rundir import write_atomically
+from experiments.run_directory import write_atomically
 
 FORMAT = 1
 """Version of the JSON file."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from experiments import report
+from experiments import console
 from experiments.bench import results
 from experiments.bench.options import ScalingOptions
 from experiments.bench.peers import PEER_MODULES
@@ -57,7 +57,7 @@ def main(options: ScalingOptions) -> int:
         *("exchanged MB", "exchanges"),
     )
     size = f"{options.size}x{options.size}x3"
-    report.table(f"training step, {options.loss}, {options.batch} images of {size} per device", columns, rows)
+    console.table(f"training step, {options.loss}, {options.batch} images of {size} per device", columns, rows)
     if content["machine"]["simulated"]:
         sys.stdout.write("the devices are simulated and share the cores: read the bytes, not the times\n")
     return 0

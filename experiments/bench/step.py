@@ -176,7 +176,7 @@ def show(content: Mapping[str, Any], options: StepOptions, console: Console | No
         if rows := select(content["results"], work):
             size = f"{options.size}x{options.size}x3"
             title = f"{work.title}, batch {work.batch} of {size}, median of {options.rounds} rounds"
-            report.table(title, COLUMNS, [cells(result) for result in rows], to=out)
+            console.table(title, COLUMNS, [cells(result) for result in rows], to=out)
     for line in notes(content):
         out.print(line, markup=False, soft_wrap=True)
 
@@ -236,7 +236,7 @@ def notes(content: Mapping[str, Any]) -> list[str]:
     ]
     if machine["platform"] == "cpu":
         whose = "all peers keep" if content["keep_freed_memory"] else "only jaxunet keeps"
-        lines.append(f"memory: {whose} freed memory (experiments.allocator)")
+        lines.append(f"memory: {whose} freed memory (experiments.machine)")
     lines += [f"absent: {PEERS[name].label} ({reason})" for name, reason in content["absent"].items()]
     lines += [f"failed: {reason}" for reason in content["failed"].values()]
     if content["kept_caches"]:

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments.rundir import locked
+from experiments.run_directory import locked
 from tests.helpers.programs import TINY, environment, run
 
 STEP = """
@@ -48,7 +48,7 @@ from experiments import processes
 from experiments.config import Config
 if len(sys.argv) > 2:
     processes.start_processes(dataclasses.replace(Config(), distributed=True))
-from experiments.measure import measure
+from experiments.evaluation import measure_batch
 from jaxunet.sharding import global_batch, make_mesh, replicated, split_rows
 
 rng = np.random.default_rng(0)
@@ -57,7 +57,7 @@ batch = {"z": rng.normal(scale=4, size=(8, 16, 12, 1)).astype(np.float32),
 rank, count = jax.process_index(), jax.process_count()
 rows = slice(rank * 8 // count, (rank + 1) * 8 // count)
 mesh = make_mesh()
-step = jax.jit(lambda b: measure(b["z"], b["g"], weight=b["weight"]),
+step = jax.jit(lambda b: measure_batch(b["z"], b["g"], weight=b["weight"]),
                in_shardings=split_rows(mesh), out_shardings=replicated(mesh))
 found = jax.device_get(step(global_batch({k: v[rows] for k, v in batch.items()}, mesh)))
 if rank == 0:
@@ -70,7 +70,7 @@ import dataclasses, time, jax
 from experiments import processes
 from experiments.config import Config
 processes.start_processes(dataclasses.replace(Config(), distributed=True))
-with processes.together("reading"):
+with processes.fail_together("reading"):
     time.sleep(40 * jax.process_index())
 print("met")
 """

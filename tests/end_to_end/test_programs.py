@@ -92,7 +92,7 @@ def test_evaluate_needs_the_run_directory_only_and_repeats_itself(finished, plac
     assert done.returncode == 0, done.stderr
     assert (place / "run" / "evaluation.json").read_text() == before
     assert "patient volumes" in done.stdout
-    assert "batches of 32 (documented)" in done.stdout
+    assert "batches of 32 (reference)" in done.stdout
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import pytest
 
 from experiments import build
 from experiments.config import ConfigError, read_run
-from experiments.rundir import claim, saved_split
+from experiments.run_directory import claim, saved_split
 from jaxunet.checkpoint import Checkpoints, abstract_like
 from jaxunet.step import abstract_state
 from tests.helpers.programs import TINY, environment, interrupt, killed, run

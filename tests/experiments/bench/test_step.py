@@ -139,7 +139,7 @@ def test_first_steps_that_may_find_compiled_programs_are_marked_in_the_report():
     note = "first steps may find programs compiled before: JAX_COMPILATION_CACHE_DIR is set"
     assert note in step.notes({**content, "kept_caches": ["JAX_COMPILATION_CACHE_DIR"]})
     assert note not in step.notes({**content, "kept_caches": []})
-    assert "memory: all peers keep freed memory (experiments.allocator)" in step.notes({**content, "kept_caches": []})
+    assert "memory: all peers keep freed memory (experiments.machine)" in step.notes({**content, "kept_caches": []})
 
 
 def test_all_peers_keep_freed_memory_on_request():

@@ -1,21 +1,15 @@
-import io
+"""Pictures show what is predicted and true, to the pixel, and appear under their names only when complete."""
+
 import math
 import warnings
 
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from data_pipeline.sources.phantom import open_phantom
-from experiments import pictures, report
-from experiments.pictures import BOTH, PREDICTION, TRUTH, Case
-
-
-def printed(function, *args, width=120, **kwargs):
-    out = io.StringIO()
-    function(*args, to=Console(file=out, width=width), **kwargs)
-    return out.getvalue()
+from experiments import plots
+from experiments.plots import BOTH, PREDICTION, TRUTH, Case
 
 
 def disc(size, centre, radius):
@@ -31,53 +25,6 @@ def has_colour(picture, colour):
     return bool((picture == np.array(colour)).all(-1).any())
 
 
-def test_a_table_shows_every_cell_and_the_title():
-    text = printed(report.table, "Phantoms", ["file", "pixels"], [["a[b].png", 31110001], ["[red]", 7]])
-    assert "Phantoms" in text
-    assert "a[b].png" in text  # square brackets are no markup
-    assert "[red]" in text
-    assert "31 110 001" in text
-
-
-def test_numbers_are_aligned_to_the_right_also_where_they_are_text():
-    text = printed(report.table, "t", ["score", "value"], [["a", "0.5"], ["b", "undefined"], ["c", ""], ["d", "12.25"]])
-    ends = {len(line.rstrip()) for line in text.splitlines() if line.split()[:1] in (["a"], ["b"], ["d"])}
-    assert len(ends) == 1
-
-
-@pytest.mark.parametrize("width", range(42, 130, 4))
-def test_a_narrow_console_gets_all_columns_whole_and_the_first_in_every_table(width):
-    columns = ["contender", "ms a step", "least to most", "% of matmul peak", "95 % interval", "note"]
-    rows = [["plain Flax (small)", "1080", "1029 to 1161", "52", "0.55 to 0.71", "[b] " + "word " * 9]]
-    rows += [["MONAI", "5", "4 to 6", "-", "-", ""]]
-    text = printed(report.table, "title", columns, rows, width=width)
-    lines, words = text.splitlines(), text.split()
-    assert max(map(len, lines)) <= width
-    parts = sum("MONAI" in line for line in lines)
-    assert text.count("plain Flax (small)") == words.count("contender") == parts
-    for cell in ("1080", "1029 to 1161", "0.55 to 0.71", "4 to 6"):
-        assert sum(cell in line for line in lines) == 1
-    assert words.count("word") == 9
-    assert {word for heading in columns for word in heading.split()} <= set(words)
-
-
-def test_a_row_of_another_length_is_refused():
-    with pytest.raises(ValueError, match="1 values in a table of 2 columns"):
-        printed(report.table, "t", ["a", "b"], [[1]])
-
-
-def test_progress_prints_a_line_a_minute_where_there_is_no_terminal(monkeypatch):
-    now = iter([0.0, *(20.0 * k for k in range(1, 100))])  # each look at the clock takes 20 seconds
-    monkeypatch.setattr(report.time, "monotonic", lambda: next(now))
-    out = io.StringIO()
-    with report.progress("predicting", 10, to=Console(file=out, width=80)) as advance:
-        for _ in range(10):
-            advance()
-    lines = out.getvalue().splitlines()
-    assert 1 <= len(lines) <= 4
-    assert lines[0] == "predicting: 3 of 10"
-
-
 HISTORY = [
     {"epoch": 1, "loss": 0.9, "val_loss": 0.8, "dice_coef": 0.1, "val_dice_coef": 0.2},
     {"epoch": 2, "loss": 0.5, "val_loss": 0.4, "dice_coef": 0.5, "val_dice_coef": 0.5},
@@ -87,9 +34,9 @@ HISTORY = [
 
 
 def test_the_best_epoch_is_the_first_of_the_lowest_validation_loss():
-    assert report.best_epoch(HISTORY) == 2
-    assert report.best_epoch([{"epoch": 1, "loss": 1.0}]) is None
-    assert report.best_epoch([{"epoch": 1, "val_loss": math.nan}]) is None
+    assert plots.best_epoch(HISTORY) == 2
+    assert plots.best_epoch([{"epoch": 1, "loss": 1.0}]) is None
+    assert plots.best_epoch([{"epoch": 1, "val_loss": math.nan}]) is None
 
 
 @pytest.mark.parametrize(
@@ -102,7 +49,7 @@ def test_the_best_epoch_is_the_first_of_the_lowest_validation_loss():
     ],
 )
 def test_curves_are_written_whatever_is_missing(tmp_path, history, columns):
-    report.curves(history, tmp_path / "new" / "curves.png", title="SYNTHETIC $x_1^", columns=columns)
+    plots.curves(history, tmp_path / "new" / "curves.png", title="SYNTHETIC $x_1^", columns=columns)
     assert read(tmp_path / "new" / "curves.png").std() > 1
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["curves.png"]  # no partial file stays
 
@@ -110,8 +57,8 @@ def test_curves_are_written_whatever_is_missing(tmp_path, history, columns):
 def drawn(monkeypatch, history, columns, title="t"):
     """The figure that `curves` would save."""
     figures = []
-    monkeypatch.setattr(report, "save_figure", lambda figure, path: figures.append(figure))
-    report.curves(history, "unused.png", title=title, columns=columns)
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
+    plots.curves(history, "unused.png", title=title, columns=columns)
     return figures[0]
 
 
@@ -142,8 +89,8 @@ FIGURES = {
 
 def test_the_reliability_diagram_leaves_empty_bins_out_and_carries_title_and_errors(monkeypatch):
     figures = []
-    monkeypatch.setattr(report, "save_figure", lambda figure, path: figures.append(figure))
-    report.reliability(FIGURES, "unused.png", title="SYNTHETIC slices")
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
+    plots.reliability(FIGURES, "unused.png", title="SYNTHETIC slices")
     (figure,) = figures
     assert figure.get_suptitle() == "SYNTHETIC slices"
     curve, pixels = figure.axes
@@ -155,8 +102,8 @@ def test_the_reliability_diagram_leaves_empty_bins_out_and_carries_title_and_err
 
 
 def test_the_reliability_diagram_is_written_without_a_warning(tmp_path):
-    report.reliability(FIGURES, tmp_path / "a.png", title="t")
-    colours = {tuple(int(c[i : i + 2], 16) for i in (1, 3, 5)) for c in (report.VALIDATION_LINE, report.TRAINING_LINE)}
+    plots.reliability(FIGURES, tmp_path / "a.png", title="t")
+    colours = {tuple(int(c[i : i + 2], 16) for i in (1, 3, 5)) for c in (plots.VALIDATION_LINE, plots.TRAINING_LINE)}
     picture = read(tmp_path / "a.png")
     assert all(has_colour(picture, colour) for colour in colours)
 
@@ -164,15 +111,15 @@ def test_the_reliability_diagram_is_written_without_a_warning(tmp_path):
 def test_drawing_leaves_pyplot_alone(tmp_path):
     import matplotlib.pyplot as plt
 
-    report.curves(HISTORY, tmp_path / "a.png", title="t", columns=("loss", "val_loss"))
+    plots.curves(HISTORY, tmp_path / "a.png", title="t", columns=("loss", "val_loss"))
     assert plt.get_fignums() == []
 
 
 def test_the_outline_lies_outside_of_the_region():
     mask = disc((32, 32), (16, 16), 5)
-    line = pictures.outline(mask)
+    line = plots.outline(mask)
     assert not (line & mask).any()
-    assert pictures.outline(mask, 2).sum() > line.sum()
+    assert plots.outline(mask, 2).sum() > line.sum()
     rows, columns = np.nonzero(line)
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (10, 22, 10, 22)  # one pixel around 11..21
 
@@ -180,16 +127,16 @@ def test_the_outline_lies_outside_of_the_region():
 def test_a_region_at_the_edge_is_closed_along_the_edge():
     mask = np.zeros((8, 8), bool)
     mask[:, :3] = True
-    line = pictures.outline(mask)
+    line = plots.outline(mask)
     assert line[:, 0].all() and line[0, :3].all() and line[:, 3].all()
-    assert pictures.outline(np.ones((8, 8), bool)).sum() == 28  # a mask of the whole picture has a line, too
+    assert plots.outline(np.ones((8, 8), bool)).sum() == 28  # a mask of the whole picture has a line, too
 
 
 def test_a_lesion_of_one_pixel_stays_visible():
     image = np.full((16, 16, 3), 90, np.uint8)
     mask = np.zeros((16, 16), bool)
     mask[7, 7] = True
-    picture = pictures.overlay(image, mask)
+    picture = plots.overlay(image, mask)
     assert tuple(picture[7, 7]) == (90, 90, 90)
     assert tuple(picture[6, 7]) == tuple(picture[7, 8]) == PREDICTION
 
@@ -197,8 +144,8 @@ def test_a_lesion_of_one_pixel_stays_visible():
 def test_overlay_draws_exact_colours_and_never_wraps_around():
     image = np.full((20, 20, 3), 255, np.uint8)  # adding anything to 255 would wrap
     prediction, truth = disc((20, 20), (10, 8), 4), disc((20, 20), (10, 11), 4)
-    picture = pictures.overlay(image, prediction, truth)
-    line, true_line = pictures.outline(prediction), pictures.outline(truth)
+    picture = plots.overlay(image, prediction, truth)
+    line, true_line = plots.outline(prediction), plots.outline(truth)
     assert (picture[line & ~true_line] == PREDICTION).all()
     assert (picture[true_line & ~line] == TRUTH).all()
     assert (picture[true_line & line] == BOTH).all() and (true_line & line).any()
@@ -209,7 +156,7 @@ def test_overlay_draws_exact_colours_and_never_wraps_around():
 @pytest.mark.parametrize(("channels", "shown"), [(1, 10), (2, 20), (3, 20), (4, 20)])
 def test_the_background_is_the_flair_channel_in_grey(channels, shown):
     image = np.broadcast_to(np.arange(10, 50, 10, dtype=np.uint8)[:channels], (6, 5, channels))
-    picture = pictures.overlay(image, np.zeros((6, 5), bool))
+    picture = plots.overlay(image, np.zeros((6, 5), bool))
     assert picture.shape == (6, 5, 3)
     assert (picture == shown).all()
 
@@ -218,16 +165,16 @@ def test_lines_are_two_pixels_wide_on_large_images_only():
     for side, width in ((511, 1), (512, 2)):
         mask = np.zeros((8, side), bool)
         mask[:, :20] = True
-        picture = pictures.overlay(np.zeros((8, side, 3), np.uint8), mask)
+        picture = plots.overlay(np.zeros((8, side, 3), np.uint8), mask)
         assert (picture[4, 20:40].any(-1)).sum() == width
 
 
 def test_overlay_refuses_what_does_not_fit():
     image = np.zeros((8, 8, 3), np.uint8)
     with pytest.raises(ValueError, match="mask of shape"):
-        pictures.overlay(image, np.zeros((8, 9), bool))
+        plots.overlay(image, np.zeros((8, 9), bool))
     with pytest.raises(ValueError, match="uint8"):
-        pictures.overlay(image.astype(np.float32), np.zeros((8, 8), bool))
+        plots.overlay(image.astype(np.float32), np.zeros((8, 8), bool))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3000, 40), (64, 64), (256, 256), (300, 1000)])
@@ -235,13 +182,13 @@ def test_a_thumbnail_keeps_the_smallest_lesion_and_the_figures_of_the_original(s
     mask = np.zeros(size, bool)
     mask[size[0] // 2, size[1] // 2] = True
     case = Case("a", np.zeros((*size, 3), np.uint8), mask, mask, dice=1.0)
-    small = pictures.thumbnail(case)
-    assert max(small.image.shape[:2]) == pictures.TILE
+    small = plots.thumbnail(case)
+    assert max(small.image.shape[:2]) == plots.TILE
     assert small.prediction.shape == small.truth.shape == small.image.shape[:2]
     assert small.prediction.any() and small.truth.any()
     share = 100 / mask.size
     assert small.note == f"Dice 1.000, {f'{share:.2f}' if share >= 0.01 else '<0.01'} % predicted"
-    assert pictures.thumbnail(small).note == small.note
+    assert plots.thumbnail(small).note == small.note
 
 
 def cases(count, truth=True):
@@ -257,14 +204,14 @@ def cases(count, truth=True):
 def test_a_contact_sheet_shows_both_outlines_and_a_legend(tmp_path):
     tiles = cases(20)
     assert any(tile.truth.any() for tile in tiles)
-    pictures.contact_sheet(tiles, tmp_path / "sheet.png", title="SYNTHETIC")
+    plots.contact_sheet(tiles, tmp_path / "sheet.png", title="SYNTHETIC")
     picture = read(tmp_path / "sheet.png")
     assert has_colour(picture, PREDICTION) and has_colour(picture, TRUTH)
-    assert picture.shape[1] == pictures.GAP + 6 * (pictures.TILE + pictures.GAP)
+    assert picture.shape[1] == plots.GAP + 6 * (plots.TILE + plots.GAP)
 
 
 def test_a_contact_sheet_without_truth_explains_the_prediction_only(tmp_path):
-    pictures.contact_sheet(cases(2, truth=False), tmp_path / "sheet.png", title="SYNTHETIC")
+    plots.contact_sheet(cases(2, truth=False), tmp_path / "sheet.png", title="SYNTHETIC")
     picture = read(tmp_path / "sheet.png")
     assert has_colour(picture, PREDICTION)
     assert not has_colour(picture, TRUTH)
@@ -274,10 +221,10 @@ def test_pixels_of_a_contact_sheet_are_those_of_the_overlay(tmp_path):
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (256, 256, 3), np.uint8)
     case = Case("a", image, disc((256, 256), (100, 100), 30))
-    pictures.contact_sheet([case], tmp_path / "sheet.png", title="t")
-    expected = pictures.overlay(image, case.prediction, width=2)
-    page = pictures.Page("t", 3 * 268 + 12, 300)
-    found = read(tmp_path / "sheet.png")[page.head : page.head + 256, pictures.GAP : pictures.GAP + 256]
+    plots.contact_sheet([case], tmp_path / "sheet.png", title="t")
+    expected = plots.overlay(image, case.prediction, width=2)
+    page = plots.Page("t", 3 * 268 + 12, 300)
+    found = read(tmp_path / "sheet.png")[page.head : page.head + 256, plots.GAP : plots.GAP + 256]
     np.testing.assert_array_equal(found, expected)
 
 
@@ -286,33 +233,33 @@ def test_odd_names_are_drawn_without_a_warning(tmp_path, name):
     case = cases(1)[0]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pictures.contact_sheet([Case(name, case.image, case.prediction)], tmp_path / "a.png", title=name)
+        plots.contact_sheet([Case(name, case.image, case.prediction)], tmp_path / "a.png", title=name)
     assert (tmp_path / "a.png").exists()
 
 
-def test_a_gallery_has_a_row_a_case(tmp_path):
+def test_a_gallery_has_one_row_per_case(tmp_path):
     items = cases(2)
     heights = []
     for count in (1, 2):
-        pictures.gallery(items[:count], tmp_path / "gallery.png", "SYNTHETIC")
+        plots.gallery(items[:count], tmp_path / "gallery.png", title="SYNTHETIC")
         heights.append(read(tmp_path / "gallery.png").shape[0])
-    assert heights[1] - heights[0] == pictures.TILE + 30
+    assert heights[1] - heights[0] == plots.TILE + 30
 
 
 def test_an_empty_page_is_refused(tmp_path):
     with pytest.raises(ValueError, match="at least one"):
-        pictures.contact_sheet([], tmp_path / "a.png", title="t")
+        plots.contact_sheet([], tmp_path / "a.png", title="t")
     with pytest.raises(ValueError, match="at least one"):
-        pictures.gallery([], tmp_path / "a.png", "t")
+        plots.gallery([], tmp_path / "a.png", title="t")
 
 
 def test_best_median_and_worst_are_chosen_once_each():
     scores = [0.5, 0.9, math.nan, 0.1, 0.7, 0.3, 0.8]
-    chosen = pictures.best_median_worst(scores, 2)
+    chosen = plots.best_median_worst(scores, 2)
     assert chosen == [("best", 1), ("best", 6), ("median", 4), ("median", 0), ("worst", 5), ("worst", 3)]
-    few = pictures.best_median_worst([0.2, 0.4, 0.3], 2)
+    few = plots.best_median_worst([0.2, 0.4, 0.3], 2)
     assert few == [("best", 1), ("best", 2), ("worst", 0)]
-    assert pictures.best_median_worst([], 2) == []
+    assert plots.best_median_worst([], 2) == []
 
 
 def test_a_picture_that_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypatch):
@@ -323,14 +270,14 @@ def test_a_picture_that_cannot_be_written_leaves_nothing_behind(tmp_path, monkey
     monkeypatch.setattr(Image.Image, "save", broken)
     (tmp_path / "a.png").write_bytes(b"old")
     with pytest.raises(OSError, match="No space"):
-        pictures.save_png(np.zeros((4, 4), np.uint8), tmp_path / "a.png")
+        plots.save_png(np.zeros((4, 4), np.uint8), tmp_path / "a.png")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
     assert (tmp_path / "a.png").read_bytes() == b"old"
 
 
 def test_long_titles_take_two_lines_and_lose_their_middle_only():
-    lines = pictures.fold("SYNTHETIC " + "word " * 100 + "end", 40)
+    lines = plots.fold("SYNTHETIC " + "word " * 100 + "end", 40)
     assert len(lines) == 2
     assert all(len(line) <= 40 for line in lines)
     assert lines[0].startswith("SYNTHETIC") and lines[1].endswith("end")
-    assert pictures.fold("", 40) == [""]
+    assert plots.fold("", 40) == [""]
