@@ -7,7 +7,7 @@ import sys
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -77,8 +77,9 @@ def parse(argv: Sequence[str] | None = None, *, program: str = "train") -> Confi
     words = [word for word in words if word not in ("-h", "--help")]
     given, _ = tyro.cli(_Start, args=words, return_unknown_args=True, use_underscores=True)
     preset = read_preset(given.config or DEFAULT_PRESET)
-    saved = given.run_dir and Path(given.run_dir, "config.json").exists() and not given.config
-    default = read_run(given.run_dir) if saved else preset
+    default = preset
+    if given.run_dir and not given.config and Path(given.run_dir, "config.json").exists():
+        default = read_run(given.run_dir)
     if asks_for_help:
         _print_help(default, program)
     asked = _read(words, loss_options, default, program)
@@ -235,6 +236,6 @@ def _narrowed(values: Any, used: Sequence[str], prefix: str = "") -> Any:
             value = _narrowed(value, used, f"{key}.")
             hint = type(value)
         elif not _is_in(key, used) or key == "train.loss_options":
-            hint = tyro.conf.Suppress[hint]
+            hint = Annotated[hint, tyro.conf.Suppress]
         body["__annotations__"][field.name], copied[field.name] = hint, value
     return type(cls.__name__, (cls,), body)(**copied)

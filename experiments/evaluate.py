@@ -3,7 +3,8 @@
 import sys
 from collections.abc import Sequence
 
-from experiments.cli import parse, run_program
+from data_pipeline.console import run_program
+from experiments.cli import parse
 
 
 def main(argv: Sequence[str]) -> int:

@@ -37,7 +37,7 @@ from experiments.evaluation_tables import (
 from experiments.limits import check_devices
 from experiments.predictor import predictor_of_run
 from experiments.prefetch import Prefetcher, SliceStore
-from experiments.processes import start_processes
+from experiments.processes import assert_same_on_all, fail_together, start_processes
 from experiments.run_directory import claim, run_directory, saved_split, write_atomically
 from jaxunet.losses.reduction import Empty
 from jaxunet.metrics import (

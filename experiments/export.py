@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.cli import parse, run_program
+from data_pipeline.console import run_program
+from experiments.cli import parse
 from experiments.config import ConfigError
 from experiments.run_directory import run_directory
 

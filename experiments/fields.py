@@ -139,7 +139,8 @@ class Option:
 
 def read_option(annotation: Any, section_roles: Iterable[Role] = ()) -> Option:
     """Reads the annotation of a field, with the roles that all fields of its section have."""
-    kind, metadata = annotation, ()
+    kind: Any = annotation
+    metadata: list[Any] = []
     if typing.get_origin(annotation) is Annotated:  # nested ones are flattened by typing
         kind, *metadata = typing.get_args(annotation)
     ranges = [one for one in metadata if isinstance(one, Range)]

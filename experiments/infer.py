@@ -3,8 +3,8 @@
 import sys
 from collections.abc import Sequence
 
+from data_pipeline.console import run_program
 from experiments import predict
-from experiments.cli import run_program
 
 
 def main(argv: Sequence[str]) -> int:

@@ -241,6 +241,6 @@ def _row(name: str, proof: Proof) -> list[Any]:
 
 
 if __name__ == "__main__":
-    from experiments.cli import run_program
+    from data_pipeline.console import run_program
 
     sys.exit(run_program(main))

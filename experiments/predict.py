@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.cli import parse, run_program
+from data_pipeline.console import run_program
+from experiments.cli import parse
 from experiments.image_folder import requested_images
 
 if TYPE_CHECKING:  # imports jax, which the program loads after parsing only

@@ -99,7 +99,7 @@ def any_process(flags: Sequence[bool], step: int) -> list[bool]:
         return list(flags)
     if step % 10:
         return [False] * len(flags)
-    return [bool(flag) for flag in _gather(np.array(flags)).any(axis=0)]
+    return list(np.any(_gather(np.array(flags)), axis=0))
 
 
 def _gather(value: np.ndarray) -> np.ndarray:

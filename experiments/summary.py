@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from experiments.cli import parse, run_program
+from data_pipeline.console import run_program
+from experiments.cli import parse
 from experiments.config import Config, ModelConfig
 from experiments.console import console, number, table
 from experiments.export import new_file

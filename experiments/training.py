@@ -26,7 +26,8 @@ from data_pipeline.splits import Split
 from experiments import build
 from experiments.config import Config
 from experiments.console import table
-from experiments.evaluation import batch_means, evaluate_batches
+from experiments.evaluation import evaluate_batches
+from experiments.evaluation_tables import batch_means
 from experiments.limits import check_devices
 from experiments.log import RESULTS, RunLog
 from experiments.machine import Clock

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.cli import parse, run_program
+from data_pipeline.console import run_program
+from experiments.cli import parse
 
 
 def main(argv: Sequence[str]) -> int:

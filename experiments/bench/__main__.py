@@ -4,8 +4,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from data_pipeline.console import run_program
 from experiments.bench.options import command_of, parse
-from experiments.cli import run_program
 
 
 def main(argv: Sequence[str]) -> int:

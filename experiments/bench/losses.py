@@ -12,7 +12,8 @@ from experiments.bench.options import LossesOptions
 from experiments.bench.peers import PEER_MODULES, missing
 from experiments.bench.rounds import take_turns, timed
 from experiments.bench.worker import Worker, WorkerError
-from experiments.config import LOSS_NAMES
+from experiments.config import raise_problems
+from jaxunet.losses import LOSSES
 
 OURS = "jaxunet"
 SUITES: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -30,6 +31,8 @@ smp is segmentation_models.pytorch. The function returns `names() -> {jaxunet's 
 
 def main(options: LossesOptions) -> int:
     """Measures, prints a table and writes the files that were asked for."""
+    unknown = [name for name in options.only if name not in LOSSES]
+    raise_problems([f"only: unknown {name!r}; known are {', '.join(LOSSES)}" for name in unknown])
     results.check_new(options.json)
     content = measure(options)
     results.write_json(options.json, "losses", dataclasses.asdict(options), content)
@@ -88,7 +91,7 @@ def show(content: dict[str, Any], options: LossesOptions) -> None:
     title = (
         f"loss and gradient, batch {options.batch} of {options.size}x{options.size}, median of {options.rounds} rounds"
     )
-    place = {name: number for number, name in enumerate(LOSS_NAMES)}
+    place = {name: number for number, name in enumerate(LOSSES)}
     rows = [
         [
             row["loss"],

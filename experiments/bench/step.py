@@ -18,13 +18,15 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments import allocator, report
+from data_pipeline.console import progress
+from experiments import console as terminal
 from experiments.bench import results
 from experiments.bench.machine import count_operations, inspect
 from experiments.bench.options import DTYPES, StepOptions
 from experiments.bench.peers import BASELINE, PEERS, baseline, missing
 from experiments.bench.rounds import Participant, end_together, run_rounds, shared_processors, start_together
 from experiments.bench.workload import Workload
+from experiments.machine import ALLOCATOR_ENVIRONMENT
 
 CACHES = {"JAX_COMPILATION_CACHE_DIR": "xla", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
 """Variables that name the directory of compiled programs, and its name in the temporary directory of a benchmark."""
@@ -81,7 +83,7 @@ def measure(options: StepOptions, console: Console | None = None) -> dict[str, A
             operations = counting.result()  # before the rounds: nothing else may work while they are timed
             for work, group in zip(workloads, groups, strict=True):
                 turns = len(group) * (options.rounds + options.resident)
-                with report.progress(f"{work.title}, batch {work.batch}", turns, to=console) as advance:
+                with progress(f"{work.title}, batch {work.batch}", turns, to=console) as advance:
                     run_rounds(group, options.rounds, advance, stay=options.together)
             end_together(everyone)
         finally:
@@ -126,7 +128,7 @@ def participants(work: Workload, names: Sequence[str], options: StepOptions, fol
     """The peers of a workload; `folder` keeps what they compile, unless the environment names a directory."""
     environment = {name: f"{folder}/{kind}" for name, kind in CACHES.items()}
     environment |= shared_processors() if options.together else {}
-    environment |= allocator.ENVIRONMENT if options.keep_freed_memory else {}
+    environment |= ALLOCATOR_ENVIRONMENT if options.keep_freed_memory else {}
     environment = {name: value for name, value in environment.items() if name not in os.environ}
     return [Participant(name, work, environment, options.resident, options.seconds, options.patience) for name in names]
 
@@ -171,12 +173,12 @@ def shares(one: Participant, flops: float, peaks: Mapping[str, float]) -> dict[s
 
 def show(content: Mapping[str, Any], options: StepOptions, console: Console | None = None) -> None:
     """Prints a table for each workload, and what the figures are based on."""
-    out = console or report.console()
+    out = console or terminal.console()
     for work in options.workloads():
         if rows := select(content["results"], work):
             size = f"{options.size}x{options.size}x3"
             title = f"{work.title}, batch {work.batch} of {size}, median of {options.rounds} rounds"
-            console.table(title, COLUMNS, [cells(result) for result in rows], to=out)
+            terminal.table(title, COLUMNS, [cells(result) for result in rows], to=out)
     for line in notes(content):
         out.print(line, markup=False, soft_wrap=True)
 
@@ -189,7 +191,7 @@ def select(rows: Sequence[Mapping[str, Any]], work: Workload) -> list[Mapping[st
 
 def cells(result: Mapping[str, Any]) -> list[str]:
     """A row of the table."""
-    name = result["label"] if result["same_network"] else f"{result['label']} ({report.number(result['parameters'])})"
+    name = result["label"] if result["same_network"] else f"{result['label']} ({terminal.number(result['parameters'])})"
     return [
         name,
         results.milliseconds(result["step_seconds"]["median"]),

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipeline.console import run_program
 from experiments import config as cfg
 from experiments import train, workflow
-from experiments.cli import parse, run_program
+from experiments.cli import parse
 from tests.helpers.trees import encode, image_pixels, mask_pixels, write_kaggle, write_pictures
 
 KAGGLE = ["--data.root=kaggle_3m"]

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
+from data_pipeline.console import run_program
 from data_pipeline.source import DataError
-from experiments.cli import parse, run_program
+from experiments.cli import parse
 from experiments.config import ConfigError
 
 
@@ -33,7 +34,10 @@ def in_a_process(code, *words, **environment):
     )
 
 
-MAIN = "import sys; from experiments.cli import parse, run_program; sys.exit(run_program(lambda a: print(parse(a))))"
+MAIN = (
+    "import sys; from data_pipeline.console import run_program; from experiments.cli import parse; "
+    "sys.exit(run_program(lambda a: print(parse(a))))"
+)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +61,7 @@ def test_an_error_is_one_message_on_stderr_and_its_code(error, code, capsys):
 
 
 def test_checkpoint_and_numeric_errors_carry_their_codes():
-    from experiments.trainer import NonFiniteError
+    from experiments.training import NonFiniteError
     from jaxunet.checkpoint import CheckpointError
 
     assert (NonFiniteError.exit_code, CheckpointError.exit_code) == (3, 4)
@@ -125,7 +129,7 @@ def run_code(words):
 
 def test_a_reader_that_goes_away_ends_the_program_quietly():
     code = (
-        "import sys, time\nfrom experiments.cli import run_program\n"
+        "import sys, time\nfrom data_pipeline.console import run_program\n"
         "def main(a):\n    while True: print('x' * 10000, flush=True)\n"
         "sys.exit(run_program(main))"
     )

@@ -373,7 +373,7 @@ def test_a_damaged_saved_configuration_is_refused_by_name(run, tmp_path):
 def test_help_comes_within_a_second_and_loads_no_jax(program):
     code = (
         "import atexit, sys; atexit.register(lambda: print('jax' in sys.modules)); "
-        f"from experiments.{program} import main; from experiments.cli import run_program; "
+        f"from experiments.{program} import main; from data_pipeline.console import run_program; "
         "sys.exit(run_program(main, ['--help']))"
     )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline.console import run_program
 from experiments import evaluate
-from experiments.cli import run_program
 
 RUN = Path(__file__).parents[1] / "data" / "run_0_1"
 

@@ -2,8 +2,8 @@ import jax
 import numpy as np
 import pytest
 
+from data_pipeline.console import run_program
 from experiments import build, export
-from experiments.cli import run_program
 from experiments.weights import load_network
 from jaxunet.checkpoint import load_weights
 from tests.helpers.extra_options import parse_with_extra

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
+from data_pipeline.console import run_program
 from experiments import build, infer, predict
-from experiments.cli import run_program
 from tests.helpers.red_network import pixels, red, save
 
 

@@ -8,8 +8,8 @@ import jax
 import pytest
 from rich.console import Console
 
+from data_pipeline.console import run_program
 from experiments import build, summary
-from experiments.cli import run_program
 from experiments.config import PRESETS, Config, ModelConfig, override
 from experiments.summary import layer_table
 from tests.helpers.extra_options import parse_with_extra

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import allocator
 from experiments.bench import machine
 from experiments.bench.workload import ADAM, LEARNING_RATE, Workload, images_and_masks, weights
+from experiments.machine import keep_freed_memory
 from jaxunet import TrainState, UNet
 from jaxunet.losses import LOSSES
 from jaxunet.sharding import global_batch, make_mesh, replicate
@@ -158,13 +158,13 @@ def compiled_step(work: Workload, devices: int = 1) -> CompiledStep:
 
 def serve(devices: int = 1, **arguments: Any) -> dict[str, Callable[..., Any]]:
     """The library's step on some devices; the other arguments are those of `Workload`."""
-    allocator.keep_freed_memory()  # as all programs of this repository do
+    keep_freed_memory()  # as all programs of this repository do
     return compiled_step(Workload(**arguments), devices).functions()
 
 
 def serve_losses(size: int, batch: int) -> dict[str, Callable[..., Any]]:
     """The losses of the library, each compiled with its gradient."""
-    allocator.keep_freed_memory()
+    keep_freed_memory()
     masks = jnp.asarray(images_and_masks(Workload(size=size, batch=batch))[1])
     logits = jax.random.normal(jax.random.key(0), masks.shape)
     compiled = {name: jax.jit(jax.value_and_grad(loss.fn)) for name, loss in LOSSES.items()}

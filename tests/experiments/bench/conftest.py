@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
+from data_pipeline.console import run_program
 from experiments import allocator
 from experiments.bench import losses, scaling, trace
 from experiments.bench.__main__ import main
-from experiments.cli import run_program
 from tests.helpers.bench_worker import InProcess
 from tests.helpers.programs import environment
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline.console import run_program
 from experiments.bench.__main__ import main
 from experiments.bench.options import COMMANDS
-from experiments.cli import run_program
 
 ROOT = Path(__file__).parents[3]
 
