@@ -26,7 +26,7 @@ from experiments.plots import Case, contact_sheet, overlay, save_png, thumbnail
 from experiments.predictor import Predictor, predictor_of_run
 from experiments.processes import start_processes
 from experiments.run_directory import run_directory, write_atomically
-from experiments.trainer import NonFiniteError
+from experiments.training import NonFiniteError
 
 SHEET_CASES = 24
 WRITERS = 4

@@ -20,7 +20,7 @@ from experiments.evaluation_tables import (
     summarise_evaluation,
     surface_figures,
 )
-from experiments.progress import TRACKED
+from experiments.training import TRACKED
 from jaxunet.metrics import Histogram, LesionCounts, PixelSums
 from jaxunet.surface import SurfaceScores
 from tests.helpers.squares import ENTRIES as SQUARES

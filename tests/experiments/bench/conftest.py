@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from data_pipeline.console import run_program
-from experiments import allocator
+from experiments import machine
 from experiments.bench import losses, scaling, trace
 from experiments.bench.__main__ import main
 from tests.helpers.bench_worker import InProcess
@@ -33,7 +33,7 @@ def here(tmp_path, monkeypatch, capsys):
     """Runs a command in this process and returns its output and its figures."""
     for module in (losses, scaling, trace):
         monkeypatch.setattr(module, "Worker", InProcess)
-    monkeypatch.setattr(allocator, "keep_freed_memory", lambda: False)  # which would hold for all tests of this process
+    monkeypatch.setattr(machine, "keep_freed_memory", lambda: False)  # which would hold for all tests of this process
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(*words):

@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from experiments import allocator
+from experiments import machine
 from experiments.bench import results, rounds, step
 from experiments.bench.options import StepOptions
 from experiments.bench.rounds import Participant
@@ -147,5 +147,5 @@ def test_all_peers_keep_freed_memory_on_request():
         (one,) = step.participants(Workload(), ["pytorch"], StepOptions(**options), "here")
         return one.environment
 
-    assert allocator.ENVIRONMENT.items() <= environment(keep_freed_memory=True).items()
-    assert not allocator.ENVIRONMENT.keys() & environment().keys()
+    assert machine.ALLOCATOR_ENVIRONMENT.items() <= environment(keep_freed_memory=True).items()
+    assert not machine.ALLOCATOR_ENVIRONMENT.keys() & environment().keys()
