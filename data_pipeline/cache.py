@@ -1,4 +1,4 @@
-"""Slices kept decoded in the memory of the host, so that each is read once a run, and how much of it is free."""
+"""Decoded slices in host memory, so that each is read once per run; and how much host memory is free."""
 
 import contextlib
 import dataclasses
@@ -14,15 +14,10 @@ from data_pipeline.source import UsageError
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Slices by their row in arrays that lie elsewhere: batches name the rows and hold no pixels.
+    """The rows of slices in arrays that lie elsewhere: batches hold row numbers and no pixels."""
 
-    Attributes:
-      indices: `int64[N]`, sorted: the slice in each row.
-      labels: `"patient"` and `"slice"`, `int32[N]`.
-    """
-
-    indices: np.ndarray
-    labels: Batch
+    indices: np.ndarray  # int64[N], sorted: the slice in each row
+    labels: Batch  # "patient" and "slice", int32[N]
 
     def find(self, indices: np.ndarray) -> np.ndarray:
         """Returns the rows `int32[B]` of slices; raises `KeyError` for one that has none."""
@@ -38,14 +33,14 @@ class Rows:
 
 
 class MemoryCache:
-    """Decoded slices in host memory, each read when a batch first asks for it.
+    """Decoded slices in host memory, each read when a batch first needs it.
 
     Args:
-      data: where slices are read.
-      indices: the slices that will be asked for, at least one.
+      data: reads the slices.
+      indices: the slices that will be needed, at least one.
 
     Attributes:
-      pixels: `"image"` `uint8[N, H, W, C]` and `"mask"` `uint8[N, H, W, K]`; rows not yet asked for are not yet filled.
+      pixels: `"image"` `uint8[N, H, W, C]` and `"mask"` `uint8[N, H, W, K]`; rows are filled when first needed.
       rows: which slice is in which row.
 
     Raises:
@@ -59,7 +54,7 @@ class MemoryCache:
         pixels = {name: np.asarray(first[name]) for name in ("image", "mask")}
         check_memory(len(chosen) * sum(value.nbytes for value in pixels.values()), "data.cache=memory")
         self._data = data
-        # The system hands out the memory of `empty` when it is written to, so a short run takes little.
+        # The system allocates the memory of `empty` when it is written to, so a short run takes little.
         self.pixels: Batch = {n: np.empty((len(chosen), *v.shape), v.dtype) for n, v in pixels.items()}
         self.rows = Rows(chosen, {name: np.empty(len(chosen), np.int32) for name in ("patient", "slice")})
         self._filled = np.zeros(len(chosen), bool)
@@ -78,7 +73,7 @@ class MemoryCache:
                 pass
 
     def _read(self, row: int) -> None:
-        # Two threads may read one slice at once, and write the same.
+        # Two threads may read one slice at the same time; both write the same values.
         one = read_slice(self._data, int(self.rows.indices[row]))
         for arrays in (self.pixels, self.rows.labels):
             for name, values in arrays.items():
@@ -87,12 +82,12 @@ class MemoryCache:
 
 
 def check_memory(needed: int, what: str, *, free: int | None = None) -> None:
-    """Raises `UsageError` if `needed` bytes are more than are free; where nobody knows how many are, all is well.
+    """Raises `UsageError` if `needed` bytes are more than are free; does nothing where the free memory is unknown.
 
     Args:
       needed: bytes.
-      what: the option that asks for them, for the message.
-      free: bytes; None asks the system for those of the host.
+      what: the option that needs them, for the message.
+      free: bytes; None: the free host memory.
     """
     free = free_memory() if free is None else free
     if free is not None and needed > free:
@@ -103,14 +98,14 @@ def check_memory(needed: int, what: str, *, free: int | None = None) -> None:
 
 
 def free_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Returns the bytes of host memory that system and container leave to this process; None if neither tells."""
+    """Returns the bytes of host memory that system and container leave to this process; None if unknown."""
     found = []
     with contextlib.suppress(OSError, ValueError, LookupError):
         fields = dict(line.split(":") for line in (proc / "meminfo").read_text().splitlines())
         found.append(1024 * int(fields["MemAvailable"].split()[0]))
-    with contextlib.suppress(OSError, ValueError, LookupError):  # the limit of a group without one is no number
+    with contextlib.suppress(OSError, ValueError, LookupError):  # "max" where the group has no limit
         group = groups / (proc / "self" / "cgroup").read_text().split("0::/")[1].strip()
         counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        used = int((group / "memory.current").read_text()) - int(counts["inactive_file"])  # given back on demand
+        used = int((group / "memory.current").read_text()) - int(counts["inactive_file"])  # reclaimable
         found.append(int((group / "memory.max").read_text()) - used)
     return max(0, min(found)) if found else None

@@ -22,21 +22,13 @@ SHOWN = 10
 
 @dataclasses.dataclass(frozen=True)
 class Decoded:
-    """A source whose slices were all read once, without writing a cache; indexed as `Prepared` is.
-
-    Attributes:
-      source: where the pixels come from.
-      rows: for each entry its index in the source.
-      entries: the slices that could be read.
-      shapes: height, width and channels of each.
-      problems: why others could not.
-    """
+    """A source whose slices were all read once, without writing a cache; indexed as `Prepared` is."""
 
     source: Source
-    rows: tuple[int, ...]
-    entries: tuple[Entry, ...]
-    shapes: tuple[tuple[int, ...], ...]
-    problems: tuple[str, ...]
+    rows: tuple[int, ...]  # for each entry its index in the source
+    entries: tuple[Entry, ...]  # the slices that could be read
+    shapes: tuple[tuple[int, ...], ...]  # height, width and channels of each
+    problems: tuple[str, ...]  # why others could not be read
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
         image, mask = self.source.read(self.rows[index])
@@ -55,37 +47,21 @@ class Site:
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What a data set holds.
+    """What a data set holds."""
 
-    Attributes:
-      title: the title of the source.
-      patients: number of named patients.
-      slices: number of slices.
-      positives: slices with tumour.
-      shapes: how many slices of each (height, width, channels), most frequent first.
-      tumour_share: share of tumour in the pixels of slices with tumour; 0 where there are none.
-      smallest: fewest tumour pixels in a slice with tumour, and its name; None where there are none.
-      slices_per_patient: fewest and most.
-      sites: by name.
-      duplicates: names of slices with the same image and mask, in groups; blank images do not count.
-      problems: what should be repaired.
-      notes: what should be known.
-      baseline: synthetic data only: the best threshold of one channel, and its Dice on the test patients.
-    """
-
-    title: str
-    patients: int
+    title: str  # of the source
+    patients: int  # that are named
     slices: int
-    positives: int
-    shapes: tuple[tuple[tuple[int, ...], int], ...]
-    tumour_share: float
-    smallest: tuple[int, str] | None
-    slices_per_patient: tuple[int, int]
-    sites: tuple[Site, ...]
-    duplicates: tuple[tuple[str, ...], ...]
-    problems: tuple[str, ...]
-    notes: tuple[str, ...]
-    baseline: tuple[int, float] | None
+    positives: int  # slices with tumour
+    shapes: tuple[tuple[tuple[int, ...], int], ...]  # (height, width, channels) and how many, most frequent first
+    tumour_share: float  # of the pixels of slices with tumour; 0 where there are none
+    smallest: tuple[int, str] | None  # fewest tumour pixels in a slice with tumour, and its name
+    slices_per_patient: tuple[int, int]  # fewest and most
+    sites: tuple[Site, ...]  # by name
+    duplicates: tuple[tuple[str, ...], ...]  # slices with the same image and mask, in groups; blank ones do not count
+    problems: tuple[str, ...]  # what should be repaired
+    notes: tuple[str, ...]  # what should be known
+    baseline: tuple[int, float] | None  # synthetic data: the best threshold, and its Dice on the test patients
 
 
 def threshold_baseline(

@@ -1,4 +1,4 @@
-"""A folder or a zip archive as a list of files: regular ones only, nothing that leads outside, nothing extracted."""
+"""A folder or a zip archive as a list of regular files; nothing leads outside, and archives are not extracted."""
 
 import dataclasses
 import os
@@ -23,23 +23,13 @@ Result = TypeVar("Result")
 
 @dataclasses.dataclass(frozen=True)
 class Tree:
-    """The files below one place.
+    """The files below one folder or in one archive."""
 
-    Attributes:
-      root: the folder or the archive, for messages.
-      names: paths relative to the root with `/` between parts, sorted; hidden files are left out.
-      hidden: how many hidden files were left out.
-      read: returns the bytes of one of `names`; raises `DataError`.
-      size: returns the number of bytes of one of `names`.
-      same: whether two of `names` hold the same bytes.
-    """
-
-    root: str
-    names: tuple[str, ...]
-    hidden: int
-    read: Callable[[str], bytes]
-    size: Callable[[str], int]
-    same: Callable[[str, str], bool]
+    root: str  # for messages
+    names: tuple[str, ...]  # relative to the root with / between parts, sorted, without hidden files
+    hidden: int  # number of hidden files
+    read: Callable[[str], bytes]  # of one of the names; raises DataError
+    same: Callable[[str, str], bool]  # whether two of the names hold the same bytes
 
     def path(self, name: str) -> str:
         """Returns how a message names a file of the tree."""
@@ -63,12 +53,12 @@ def read_file(path: str | Path) -> bytes:
 def open_folder(root: str | Path, *, recursive: bool = True) -> Tree:
     """Lists the files below a folder.
 
-    Symbolic links are followed only where they stay below the folder, so that a data set from elsewhere cannot
-    make the program read (and copy into a cache) files that its owner never put there.
+    Symbolic links are followed only where they stay below the folder: a downloaded data set must not make the program
+    read other files of the user and copy them into a cache.
 
     Args:
       root: an existing folder.
-      recursive: also the files of the folders in it.
+      recursive: also list the files of the folders in it.
 
     Raises:
       DataError: the folder is missing or unreadable, or a link leads outside or nowhere.
@@ -100,32 +90,19 @@ def open_folder(root: str | Path, *, recursive: bool = True) -> Tree:
             else:
                 names.append(prefix + entry.name)
 
-    def size(name: str) -> int:
-        try:
-            return (root / name).stat().st_size
-        except OSError as error:
-            raise DataError(f"cannot read {root / name}: {error.strerror or error}") from error
-
     def read(name: str) -> bytes:
         return read_file(root / name)
 
     visit(root, "", frozenset({real_root}))
-    return Tree(
-        root=str(root),
-        names=tuple(sorted(names)),
-        hidden=hidden,
-        read=read,
-        size=size,
-        same=lambda first, second: size(first) == size(second) and read(first) == read(second),
-    )
+    return Tree(str(root), tuple(sorted(names)), hidden, read, lambda first, second: read(first) == read(second))
 
 
 def open_archive(path: str | Path) -> Tree:
     """Lists the files of a zip archive, which is read in place and never extracted.
 
     Raises:
-      DataError: no zip archive; too many or too large members; a member with an absolute path, `..`, a link, a
-        password, or a name that occurs twice (then the whole archive is refused, naming the member).
+      DataError: not a zip archive; too many or too large members; a member with an absolute path, `..`, a link, a
+        password, or a name that occurs twice (then the whole archive is refused, and the member named).
     """
     path = Path(path)
     if not path.is_file():
@@ -147,17 +124,11 @@ def open_archive(path: str | Path) -> Tree:
         except (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
             raise DataError(f"cannot read {name} in {path}: {error}") from error
 
-    def content(name: str) -> tuple[int, int]:
-        return shown[name].file_size, shown[name].CRC
+    def same(first: str, second: str) -> bool:  # by CRC: unpacking 2 GB to compare takes half a minute
+        one, other = shown[first], shown[second]
+        return (one.file_size, one.CRC) == (other.file_size, other.CRC)
 
-    return Tree(
-        root=str(path),
-        names=tuple(sorted(shown)),
-        hidden=len(hidden),
-        read=read,
-        size=lambda name: shown[name].file_size,
-        same=lambda first, second: content(first) == content(second),  # unpacking 2 GB to compare takes half a minute
-    )
+    return Tree(str(path), tuple(sorted(shown)), len(hidden), read, same)
 
 
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

@@ -62,15 +62,15 @@ def read_image(source: str | Path | bytes, *, name: str | None = None, channels:
 
     Args:
       source: a path, or the bytes of a file.
-      name: how messages name the file; its extension, if it has one, must agree with the content. Default: the path.
+      name: the file's name in messages; its extension, if any, must agree with the content. Default: the path.
       channels: 1 (grey), 3 (RGB) or 4 (RGBA); the file must hold exactly these.
 
     Returns:
       `uint8[H, W, channels]`, the values of the file.
 
     Raises:
-      DataError: no regular file; damaged or cut short; another format than the name says; several pages; not 8 bits a
-        channel; other channels; a side of more than 8192 pixels; stored rotated (EXIF).
+      DataError: not a regular file; damaged or truncated; another format than its extension; several pages; not 8 bits
+        per channel; other channels; a side of more than 8192 pixels; stored rotated (EXIF).
     """
     if channels not in MODES:
         raise DataError(f"image files hold 1, 3 or 4 channels, not {channels}: set model.image_channels")
@@ -90,7 +90,7 @@ def read_mask(source: str | Path | bytes, *, name: str | None = None, threshold:
     Args:
       source: a path, or the bytes of a file.
       name: as in `read_image`.
-      threshold: a grey value; above it is tumour. Without it only the values 0 and 255 are accepted.
+      threshold: a grey value; greater values are tumour. Without it only the values 0 and 255 are accepted.
 
     Returns:
       `uint8[H, W, 1]` in {0, 1}.
@@ -139,7 +139,7 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes `uint8[H, W, 1]` to `size` = (height, width), nearest neighbour: no value appears that was not there."""
+    """Resizes `uint8[H, W, 1]` to `size` = (height, width), nearest neighbour: no new values appear."""
     if mask.shape[:2] == tuple(size):
         return mask
     height, width = size
@@ -149,17 +149,17 @@ def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def fit_pair(
     image: np.ndarray, mask: np.ndarray, size: tuple[int, int] | None, *, resize: bool, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Brings an image and its mask to the size of the model, or says why that is not done.
+    """Brings an image and its mask to the size of the model.
 
     Args:
       image: `uint8[H, W, C]`.
       mask: `uint8[H, W, 1]`.
       size: (height, width), or None to keep the size of the file.
       resize: whether another size is resized rather than refused.
-      name: the slice, for messages.
+      name: the slice's name in messages.
 
     Raises:
-      DataError: image and mask differ in size, or the size is another one while `resize` is off.
+      DataError: image and mask differ in size, or both differ from `size` while `resize` is off.
     """
     height, width = image.shape[:2]
     if mask.shape[:2] != (height, width):
@@ -300,7 +300,7 @@ def _tiff_header(file_format: str, data: bytes, name: str) -> _Header:
 
 def _check_size(width: int, height: int, name: str) -> None:
     if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
-        raise DataError(f"image of {height}x{width} pixels (height x width), expected 1 to {MAX_SIDE} a side: {name}")
+        raise DataError(f"image of {height}x{width} pixels (height x width), expected 1 to {MAX_SIDE} per side: {name}")
 
 
 def _pixels(image: ImageFile.ImageFile, name: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Batches from a prepared dataset: position is a pure function of (seed, step), whatever threads and processes."""
+"""Batches from a prepared dataset; a batch depends only on (seed, step)."""
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 from data_pipeline.source import DataError
 
 Batch = dict[str, np.ndarray]
-_STEPS = 2**53  # endless, for every purpose
+_STEPS = 2**53  # stands for endless
 
 
 class Slices(Protocol):
@@ -26,10 +26,10 @@ class Slices(Protocol):
 
 @runtime_checkable
 class Gatherer(Protocol):
-    """What can give many slices at once; `data_pipeline.cache` has two."""
+    """Returns many slices at once; `data_pipeline.cache` has two."""
 
     def gather(self, indices: np.ndarray, /) -> Batch:
-        """Returns arrays with a row an index, `"patient"` and `"slice"` among them; safe to call from threads."""
+        """Returns arrays with one row per index, `"patient"` and `"slice"` among them; safe to call from threads."""
         ...
 
 
@@ -37,10 +37,9 @@ Data = Slices | Gatherer
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
-    """Returns the number of full global batches in `count` slices; the incomplete rest of an epoch is dropped.
+    """Returns the number of full global batches in `count` slices; raises `DataError` for fewer than one batch.
 
-    Raises:
-      DataError: fewer slices than one global batch.
+    The incomplete rest of an epoch is dropped.
     """
     if count < batch_size:
         raise DataError(
@@ -51,11 +50,9 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
 
 
 def epoch_order(count: int, *, seed: int, epoch: int) -> np.ndarray:
-    """Returns a permutation `int64[count]`, a pure function of its arguments.
-
-    Sorts the raw words of a bit generator, whose stream NumPy guarantees; that of `Generator.permutation` may change
-    with a NumPy release, and with it the run that somebody resumes.
-    """
+    """Returns a permutation `int64[count]`, a pure function of its arguments."""
+    # NumPy guarantees the stream of a bit generator, but not that of `Generator.permutation`, with which a resumed run
+    # could change.
     words = np.random.PCG64(np.random.SeedSequence((seed, epoch))).random_raw(count)
     return np.argsort(words, kind="stable")
 
@@ -71,13 +68,13 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Returns an endless iterator of training batches, shuffled anew in every epoch.
+    """Returns an endless iterator of training batches, shuffled again in every epoch.
 
-    Step `s` (counted from 0) of the global sequence depends on `indices`, `batch_size`, `seed` and `s` alone, so a run
-    that goes on at `start_step`, with any number of threads and processes, sees what an uninterrupted one sees.
+    The batch of step `s` (counted from 0) depends only on `indices`, `batch_size`, `seed` and `s`, so a run resumed at
+    `start_step`, with any number of threads and processes, sees the batches of an uninterrupted one.
 
     Args:
-      data: where slices are read, or gathered; a gatherer's arrays take the place of those named below.
+      data: reads slices, or gathers them; a gatherer's arrays replace those named below.
       indices: the slices to train on.
       batch_size: slices in a global batch, over all processes.
       seed: of the shuffling, not negative.
@@ -121,21 +118,21 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Returns an iterator over `indices` in their order, every one exactly once, in full batches.
+    """Returns an iterator over `indices` in their order, each exactly once, in full batches.
 
-    The end of the last global batch is filled with copies of the last slice, whose weight is 0. Every process gets the
-    same number of batches; it may be given padding only.
+    The last global batch is filled up with copies of the last slice, whose weight is 0. Every process gets the same
+    number of batches; some may hold padding only.
 
     Args:
       data: as in `train_batches`.
-      indices: the slices to evaluate; none gives no batch.
+      indices: the slices to evaluate; without any there is no batch.
       batch_size: slices in a global batch, over all processes.
       threads: reading threads; 0 reads in the caller's thread.
       process_index: this process, as in `train_batches`.
       process_count: processes that share each global batch; divides `batch_size`.
 
     Returns:
-      Batches as of `train_batches`, with weight 1 for slices and 0 for padding.
+      Batches like those of `train_batches`, with weight 1 for slices and 0 for padding.
 
     Raises:
       DataError: while iterating: a slice that cannot be read, with its name.
@@ -165,7 +162,7 @@ def _rows(batch_size: int, process_index: int, process_count: int) -> slice:
 
 
 def read_slice(data: Slices, index: int) -> dict[str, Any]:
-    """Returns `data[index]`; whatever goes wrong is raised as a `DataError` with the slice's name."""
+    """Returns `data[index]`; every error becomes a `DataError` with the slice's name."""
     try:
         return data[index]
     except DataError:
@@ -190,7 +187,7 @@ def _read(data: Slices, indices: np.ndarray) -> Batch:
 
 
 def stack(slices: Sequence[Mapping[str, Any]]) -> Batch:
-    """Returns what `Slices` gives, one after the other, as a batch without weights."""
+    """Returns the slices as one batch without weights."""
     return {
         "image": np.stack([one["image"] for one in slices]),
         "mask": np.stack([one["mask"] for one in slices]),
@@ -200,8 +197,8 @@ def stack(slices: Sequence[Mapping[str, Any]]) -> Batch:
 
 
 def _stream(make: Callable[[int], Batch], steps: range, threads: int) -> Iterator[Batch]:
-    """Makes batches ahead of their use: grain's threads, each of which makes whole batches."""
-    import grain
+    """Makes batches ahead of their use, in grain's threads, each of which makes whole batches."""
+    import grain  # takes half a second, and whoever only reads or prepares slices does not need it
 
     # A few batches ahead: grain's default of 500 elements would be gigabytes here.
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)

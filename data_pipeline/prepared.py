@@ -1,6 +1,7 @@
 """Prepared data: slices in ArrayRecord files, read by index; nothing here imports TFDS or writes."""
 
 import dataclasses
+import hashlib
 import json
 import operator
 import os
@@ -13,37 +14,29 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 from google.protobuf.message import DecodeError
 
 from data_pipeline.lgg_mri import NAME, SPLIT
-from data_pipeline.source import DataError, Record, content_digest
+from data_pipeline.source import DataError, Record
 
 METADATA = "metadata.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """What is known of one slice without reading its pixels.
+    """What is known of one slice without reading its pixels; a row of `metadata.json`."""
 
-    Attributes:
-      name: unique within the dataset.
-      patient: the patient; empty where the source names none.
-      slice: position in the patient's volume.
-      site: the institution, empty where unknown.
-      subset: `"train"` or `"test"` where folders fix the split, else empty.
-      positives: pixels set in the mask.
-      digest: sha256 hex digest of the decoded image's bytes followed by the mask's.
-    """
-
-    name: str
+    name: str  # this and the next four: as in data_pipeline.source.Record
     patient: str
     slice: int
     site: str
     subset: str
-    positives: int
-    digest: str
+    positives: int  # pixels set in the mask
+    digest: str  # sha256 of the decoded image's bytes followed by the mask's
 
     @classmethod
     def of(cls, record: Record, image: np.ndarray, mask: np.ndarray) -> "Entry":
         """Returns the entry of a slice that was read."""
-        return cls(**vars(record), positives=int(mask.sum()), digest=content_digest(image, mask))
+        digest = hashlib.sha256(np.ascontiguousarray(image).data)
+        digest.update(np.ascontiguousarray(mask).data)
+        return cls(**vars(record), positives=int(mask.sum()), digest=digest.hexdigest())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,28 +45,17 @@ class Prepared:
 
     `prepared[i]` is `{"image": uint8[H, W, C], "mask": uint8[H, W, 1] in {0, 1}, "patient": int32, "slice": int32}`;
     the arrays are read-only. It raises `DataError` with the slice's name when the record cannot be read.
-
-    Attributes:
-      path: the folder that holds the records.
-      kind: as in `data_pipeline.source.Source`.
-      title: one line that says which data this is.
-      notes: what the source ignored or found odd.
-      fingerprint: sha256 hex digest of the source, independent of where its files lie.
-      entries: one per index.
-      patients: the patients' names, sorted; a batch's `"patient"` is an index into them.
-      shape: (height, width, channels) of every image.
-      mask_shape: (height, width, 1) of every mask.
     """
 
-    path: Path
-    kind: str
+    path: Path  # the folder that holds the records
+    kind: str  # this, title and notes: as in data_pipeline.source.Source
     title: str
     notes: tuple[str, ...]
-    fingerprint: str
+    fingerprint: str  # of the source
     entries: tuple[Entry, ...] = dataclasses.field(repr=False)
-    patients: tuple[str, ...] = dataclasses.field(repr=False)
-    shape: tuple[int, int, int]
-    mask_shape: tuple[int, int, int]
+    patients: tuple[str, ...] = dataclasses.field(repr=False)  # sorted; a batch's "patient" is an index into them
+    shape: tuple[int, int, int]  # (height, width, channels) of every image
+    mask_shape: tuple[int, int, int]  # (height, width, 1)
     _patient_of: np.ndarray = dataclasses.field(repr=False, compare=False)
     _records: Any = dataclasses.field(repr=False, compare=False)
 

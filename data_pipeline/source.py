@@ -1,14 +1,14 @@
 """What every source of slices offers, how a source registers itself, and the errors that bad data or options raise."""
 
 import dataclasses
-import hashlib
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np  # for annotations only: a program prints its --help without loading numpy
 
 MAX_SIDE = 1 << 16
 
@@ -31,43 +31,23 @@ class UsageError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One slice, as its source names it.
+    """One slice, as its source names it."""
 
-    Attributes:
-      name: unique within the source, without extension, for example `TCGA_CS_4941_19960909_12`.
-      patient: the patient, for example `TCGA_CS_4941_19960909`; empty where the name holds none.
-      slice: position of the slice in the patient's volume.
-      site: the institution that acquired it (`CS`, `DU`, ...), empty where unknown.
-      subset: `"train"` or `"test"` where folders fix the split, else empty.
-    """
-
-    name: str
-    patient: str
-    slice: int
-    site: str = ""
-    subset: str = ""
+    name: str  # unique within the source, without extension, for example TCGA_CS_4941_19960909_12
+    patient: str  # for example TCGA_CS_4941_19960909; empty where the name holds none
+    slice: int  # position in the patient's volume
+    site: str = ""  # the institution that acquired it (CS, DU, ...), empty where unknown
+    subset: str = ""  # "train" or "test" where folders fix the split
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceOptions:
-    """How a source is read; each source uses the options that apply to it.
+    """How a source is read; each source uses the options that apply to it. Raises `UsageError` out of range."""
 
-    Attributes:
-      size: (height, width) of every slice; None: as the files have it (synthetic slices: 256x256).
-      channels: channels of an image.
-      resize: bring other sizes to `size`; None: the default of the source (folders do, `kaggle_3m` does not).
-      mask_threshold: grey value above which a mask is tumour; None: masks must hold 0 and 255 only.
-      phantom_patients: number of synthetic patients.
-      phantom_seed: seed of the synthetic patients.
-
-    Raises:
-      UsageError: a value is out of its range.
-    """
-
-    size: tuple[int, int] | None = None
-    channels: int = 3
-    resize: bool | None = None
-    mask_threshold: int | None = None
+    size: tuple[int, int] | None = None  # (height, width); None: as the files have it (synthetic slices: 256x256)
+    channels: int = 3  # of an image
+    resize: bool | None = None  # slices of another size; None: the source decides (folders do, kaggle_3m does not)
+    mask_threshold: int | None = None  # grey value above which a mask is tumour; None: masks hold 0 and 255 only
     phantom_patients: int = 48
     phantom_seed: int = 0
 
@@ -89,30 +69,19 @@ DEFAULTS = SourceOptions()
 
 
 class Source(Protocol):
-    """Slices with their masks, in a fixed order, addressed by index.
+    """Slices with their masks, in a fixed order, addressed by index."""
 
-    Attributes:
-      kind: the name under which the source is registered, for example `"kaggle_3m"`.
-      title: one line that is printed, saved with every run and shown on every figure.
-      notes: what was ignored or looked odd, one sentence each.
-      records: the slices, sorted by patient, slice and name.
-    """
-
-    kind: str
-    title: str
-    notes: Sequence[str]
-    records: Sequence[Record]
+    kind: str  # the name under which the source is registered, for example "kaggle_3m"
+    title: str  # one line that is printed, saved with every run and shown on every figure
+    notes: Sequence[str]  # what was ignored or looked odd, one sentence each
+    records: Sequence[Record]  # sorted by patient, slice and name
 
     def fingerprint(self) -> str:
         """Returns a sha256 hex digest of names, bytes and decoding options; independent of where the files lie."""
         ...
 
-    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns image `uint8[H, W, C]` and mask `uint8[H, W, 1]` in {0, 1}; called from several threads.
-
-        Raises:
-          DataError: the slice cannot be used.
-        """
+    def read(self, index: int) -> "tuple[np.ndarray, np.ndarray]":
+        """Returns image `uint8[H, W, C]` and mask `uint8[H, W, 1]` in {0, 1}, or raises `DataError`; thread-safe."""
         ...
 
     def files(self, index: int) -> tuple[NamedBytes, NamedBytes] | None:
@@ -127,15 +96,15 @@ Opener = TypeVar("Opener", bound=Open)
 
 @dataclasses.dataclass(frozen=True)
 class SourceKind:
-    """What a registered source can do; see `register`."""
+    """What is known of a kind of source before one is opened."""
 
-    opens: Callable[[Path | None], bool]
+    opens: Callable[[Path | None], bool]  # whether a root (None: none was named) is of this kind
     open: Open
-    expects: str = ""
-    synthetic: bool = False
-    fixed_size: bool = True
-    gapless: bool = True
-    homepage: str | None = None
+    expects: str = ""  # which files, for the error message when no kind opens a root
+    synthetic: bool = False  # drawn by a program
+    fixed_size: bool = True  # slices of different sizes are a defect of the data
+    gapless: bool = True  # missing numbers within a volume are a defect of the data
+    homepage: str | None = None  # both are written into the description of the prepared data
     citation: str | None = None
 
 
@@ -148,14 +117,9 @@ def register(
     """Registers the decorated function or class, which opens a root with options, as a kind of source.
 
     Args:
-      kind: name of the kind, as in `Source.kind`.
-      opens: whether a root (None: none was given) is of this kind. Kinds are tried in alphabetical order.
-      **attributes: what differs from the defaults of `SourceKind`:
-        `expects`: which files, for the error message when no kind opens a root.
-        `synthetic` (False): the slices were drawn by a program.
-        `fixed_size` (True): slices of different sizes are a defect of the data.
-        `gapless` (True): missing numbers within a volume are a defect of the data.
-        `homepage`, `citation`: written into the description of the prepared data.
+      kind: its name, as in `Source.kind`; kinds are tried in alphabetical order.
+      opens: see `SourceKind`.
+      **attributes: other fields of `SourceKind` that differ from their defaults.
     """
 
     def add(function: Opener) -> Opener:
@@ -204,10 +168,3 @@ def open_source(
     content = "a file" if path.is_file() else ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
     expected = ", or ".join(kind.expects for kind in kinds.values() if kind.expects)
     raise DataError(f"not a data set: {path} (holds {content}); expected {expected}")
-
-
-def content_digest(image: np.ndarray, mask: np.ndarray) -> str:
-    """Returns the sha256 hex digest of the bytes of an image followed by its mask."""
-    digest = hashlib.sha256(np.ascontiguousarray(image).data)
-    digest.update(np.ascontiguousarray(mask).data)
-    return digest.hexdigest()

@@ -19,14 +19,7 @@ PARTIAL = ".partial"
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """What `write_split` wrote.
-
-    Attributes:
-      train: images in `train/image`.
-      test: images in `test/image`.
-      mini_test: images in `mini_test`.
-      notes: what the user must know about source and split.
-    """
+    """How many images `write_split` wrote to each folder, and what the user must know about source and split."""
 
     train: int
     test: int

@@ -1,4 +1,4 @@
-"""Which slices train, validate and test: by patient, by site, or by slice as the documented system does."""
+"""Which slices train, validate and test: by patient, by site, or by slice as the reference does."""
 
 import dataclasses
 import functools
@@ -20,23 +20,14 @@ _DATED = re.compile(r"\A(TCGA_[A-Z0-9]{2}_[A-Z0-9]{4})_\d{8}\Z")
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Indices of the slices of each part, in ascending order.
+    """Indices of the slices of each part, in ascending order."""
 
-    Attributes:
-      by: "patient", "slice" or "site".
-      train: what is trained on.
-      val: what early stopping and the choice of the best weights look at.
-      test: what is looked at once.
-      notes: what the reader of the results must know, one sentence each.
-      whole_volumes: whether the test part holds whole volumes of patients rather than single or selected slices.
-    """
-
-    by: str
+    by: str  # "patient", "slice" or "site"
     train: tuple[int, ...]
-    val: tuple[int, ...]
+    val: tuple[int, ...]  # for early stopping and the choice of the best weights
     test: tuple[int, ...]
-    notes: tuple[str, ...]
-    whole_volumes: bool
+    notes: tuple[str, ...]  # what the reader of the results must know, one sentence each
+    whole_volumes: bool  # whether the test holds whole volumes of patients, not single or selected slices
 
     def __post_init__(self):
         assert len({*self.train, *self.val, *self.test}) == len(self.train) + len(self.val) + len(self.test)
@@ -52,25 +43,23 @@ def split(
 ) -> Split:
     """Splits slices into training, validation and test.
 
-    - `"patient"`: about 64, 16 and 20 % of the patients, the same shares at every site; the patient of a site that
-      has only one goes to training.
-    - `"site"`: the patients of whole sites are the test; of the others a fifth, the same share of every site, is the
+    - `"patient"`: about 64, 16 and 20 % of the patients, the same shares at every site; the only patient of a site
+      goes to training.
+    - `"site"`: the test holds all patients of some sites; a fifth of the others, the same share at every site, is the
       validation.
-    - `"slice"`: documented. The slices are shuffled, the last 20 % are the test; of the rest, sorted by name, the last
-      20 % are the validation. Slices of one patient are on both sides.
+    - `"slice"`: as the reference does. The slices are shuffled, the last 20 % are the test; of the rest, sorted by
+      name, the last 20 % are the validation. Slices of one patient are on both sides.
 
-    Where folders fix the test (`subset`), only the validation is chosen.
+    Where folders fix the test (`subset`), only the validation is chosen. The same names, seed and options give the
+    same split, whatever the order of the entries.
 
     Args:
-      entries: the slices; their order does not matter to who gets where, only their names do.
+      entries: the slices.
       by: see above.
       slices: "tumour" trains and validates on slices with tumour only, "all" on all. The test holds every slice of its
-        patients, but under "slice" those with tumour.
+        patients, but under "slice" only those with tumour.
       seed: chooses among the splits.
       test_sites: under "site", the sites to test on. Default: those whose share of patients is nearest to 20 %.
-
-    Returns:
-      The split. The same names, seed and options give the same split.
 
     Raises:
       DataError: no patient or site in the names, too few patients, an unknown site, a patient on two sides, or a part
@@ -94,7 +83,7 @@ def split(
         counts = [len(part) for part in (train, val, test)]
         train, val = ([index for index in part if trained[index]] for part in (train, val))
     for part, indices, count in zip(("training", "validation", "test"), (train, val, test), counts, strict=True):
-        # Validation without tumour is legal under "all", where it only makes early stopping blind.
+        # Under "all", a validation without tumour is allowed: it only makes early stopping blind.
         if not indices or (part != "validation" and not any(entries[index].positives for index in indices)):
             tumours = sum(entry.positives > 0 for entry in entries)
             raise DataError(
@@ -104,7 +93,7 @@ def split(
     if not any(entries[index].positives for index in val):
         notes.append(f"0 of {len(val)} validation masks contain tumour: early stopping cannot judge the segmentation")
     parts = [tuple(sorted(part)) for part in (train, val, test)]
-    # Above and below its tumour every volume has slices without.
+    # Every volume has slices without tumour, above and below it.
     whole = by != "slice" and not all(entries[index].positives for index in test)
     if by != "slice":
         people = [{_person(entries[index]) for index in part} for part in parts]
@@ -141,7 +130,7 @@ def _split_slices(entries: Sequence[Entry], trained: Sequence[bool], rng: np.ran
         leak += "; --data.split=patient is honest"
     else:
         leak = "no patient of the test is in training or validation, which share theirs"
-    note = f"split by slice, as documented: {leak}"
+    note = f"split by slice, as the reference does: {leak}"
     return rest[:count], rest[count:], [index for index in test if entries[index].positives], [note]
 
 
@@ -179,16 +168,16 @@ def _split_patients(entries: Sequence[Entry], by: str, rng: np.random.Generator,
 
 
 def _is_fixed(entries: Sequence[Entry]) -> bool:
-    """A training folder alone is split like any other."""
+    """Whether folders fix the test; a training folder alone is split like any other set."""
     return any(entry.subset == "test" for entry in entries)
 
 
 def _person(entry: Entry) -> str:
-    """Two scans of one person (`TCGA_<site>_<patient>_<date>`) are one patient to a split."""
+    """Two scans of one person (`TCGA_<site>_<patient>_<date>`) must stay on one side."""
     return _undated(entry.patient)
 
 
-@functools.lru_cache(4096)  # asked for every slice, several times
+@functools.lru_cache(4096)  # called several times per slice
 def _undated(patient: str) -> str:
     return _DATED.sub(r"\1", patient)
 
@@ -224,9 +213,9 @@ def _fixed_test(entries: Sequence[Entry], site_of: Mapping[str, str], by: str) -
 
 
 def _draw(site_of: Mapping[str, str], count: int, rng: np.random.Generator, taken: Set[str] = frozenset()) -> set[str]:
-    """Draws `count` patients, from every site its share; one patient of each site at least stays undrawn.
+    """Draws `count` patients who are not in `taken`, in proportion to the sizes of the sites (largest remainder).
 
-    The shares are those of the whole sites, rounded by largest remainder. Patients in `taken` are not drawn.
+    At least one patient of each site stays undrawn.
     """
     free: dict[str, list[str]] = defaultdict(list)
     sizes: dict[str, int] = defaultdict(int)
@@ -258,7 +247,7 @@ def _choose_sites(site_of: Mapping[str, str], wanted: Sequence[str]) -> list[str
     if wanted:
         chosen = sorted(set(wanted))
     else:
-        # For every number of patients that whole sites can make: the fewest sites that make it.
+        # For each sum of patients over some sites: the fewest sites with that sum.
         reach: dict[int, tuple[str, ...]] = {0: ()}
         for site in known:
             for patients, sites in list(reach.items()):

@@ -1,15 +1,14 @@
 """Synthetic brain-like slices with lesions: a source without files, for demonstrations and tests.
 
 Nothing here is a patient. Each phantom is a stylised head in three channels that behave like pre-contrast T1, FLAIR
-and post-contrast T1. The lesion is bright in FLAIR, darker than white matter in T1 and sometimes has a rim that
-enhances. Scalp fat, old blood, flow in the fluid, mucosa and the caps of the ventricles are bright in FLAIR as well,
-and gain, bias field and contrast change from patient to patient, so that no single FLAIR threshold finds the lesions:
-shape, place and the other channels do.
+and post-contrast T1. The lesion is bright in FLAIR, darker than white matter in T1 and sometimes has an enhancing rim.
+Scalp fat, old blood, flow in the fluid, mucosa and the caps of the ventricles are bright in FLAIR as well, and gain,
+bias field and contrast change from patient to patient. So no single FLAIR threshold finds the lesions; shape, place
+and the other channels do.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -28,44 +27,65 @@ from data_pipeline.sources.phantom_head import (
     slice_count,
 )
 
-VERSION = 2  # of the drawing: raise it with any change of a pixel, because prepared data are keyed by the fingerprint
+VERSION = 2  # of the drawing: raise it when any pixel changes, because prepared data are keyed by the fingerprint
 AREA_RANGE = (0.001, 0.08)  # share of the slice that a lesion covers, where it is present
 SMALLEST_SHARE = 0.003  # drawn lesions stay visible at 64x64 pixels
-GRAIN_CELLS = 56  # the finest texture, drawn anew for each slice
+GRAIN_CELLS = 56  # the finest texture, drawn separately for each slice
 MIN_SIDE = 16
 
 
 class Phantoms(Source):
-    """Synthetic slices, a `Source`; made by `open_phantom`, which checks the values.
+    """Synthetic slices in three channels; nothing is drawn until a slice is read. About 65 % have an empty mask.
 
-    Attributes:
-      kind: always `"synthetic"`.
-      title: says that nothing here is real.
-      notes: one sentence for the reader of a report.
-      records: the slices, sorted by patient and slice; about 65 % have an empty mask.
+    Args:
+      patients: number of invented patients, at least 1. Patient 7 is the same whatever their number.
+      slices_per_patient: mean number of slices, at least 3.
+      size: height and width in pixels, at least 16 each.
+      seed: not negative; another seed gives other patients.
+
+    Raises:
+      UsageError: a value is out of range; the message names all that are.
     """
 
-    def __init__(self, *, patients: int, slices_per_patient: int, size: tuple[int, int], seed: int):
-        self._slices_per_patient, self._size, self._seed = slices_per_patient, size, seed
+    kind = "synthetic"
+    notes = ("All slices are drawn by a program; scores on them say nothing about patients.",)
+
+    def __init__(
+        self,
+        *,
+        patients: int = 48,
+        slices_per_patient: int = 21,
+        size: tuple[int, int] = (256, 256),
+        seed: int = 0,
+    ):
+        height, width = size
+        checks = (
+            ("patients", patients, patients >= 1, "at least 1"),
+            ("slices_per_patient", slices_per_patient, slices_per_patient >= 3, "at least 3"),
+            ("size", f"{height}x{width}", min(size) >= MIN_SIDE, f"at least {MIN_SIDE} pixels each way"),
+            ("seed", seed, seed >= 0, "0 or more"),
+        )
+        if problems := [
+            f"{name} is {found}, expected {expected}" for name, found, fine, expected in checks if not fine
+        ]:
+            raise UsageError("synthetic phantoms cannot be drawn: " + "; ".join(problems))
+        self._slices_per_patient, self._size, self._seed = slices_per_patient, (height, width), seed
         names = sorted((f"phantom_{SITES[number % len(SITES)]}_{number:04d}", number) for number in range(patients))
-        slices = [
+        self.records = [
             Record(name=f"{name}_{index}", patient=name, slice=index, site=name.split("_")[1])
             for name, number in names
             for index in range(slice_count(np.random.default_rng((seed, number)), slices_per_patient))
         ]
-        self.kind = "synthetic"
         self.title = (
-            f"SYNTHETIC PHANTOMS, NOT REAL DATA: {patients} invented patients, {len(slices)} slices "
-            f"of {size[0]}x{size[1]}, seed {seed}"
+            f"SYNTHETIC PHANTOMS, NOT REAL DATA: {patients} invented patients, {len(self.records)} slices "
+            f"of {height}x{width}, seed {seed}"
         )
-        self.notes: Sequence[str] = ("All slices are drawn by a program; scores on them say nothing about patients.",)
-        self.records: Sequence[Record] = tuple(slices)
         self._described = {
             "generator": "phantom",
             "version": VERSION,
             "patients": patients,
             "slices_per_patient": slices_per_patient,
-            "size": size,
+            "size": (height, width),
             "seed": seed,
         }
 
@@ -74,16 +94,9 @@ class Phantoms(Source):
         return hashlib.sha256(json.dumps(self._described, sort_keys=True).encode()).hexdigest()
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Draws one slice; the same on every call, in any order and from any thread.
+        """Draws one slice, the same on every call, in any order and from any thread.
 
-        Args:
-          index: position in `records`, from 0.
-
-        Returns:
-          image `uint8[H, W, 3]` (pre-contrast T1, FLAIR, post-contrast T1) and mask `uint8[H, W, 1]` in {0, 1}.
-
-        Raises:
-          DataError: there is no such slice.
+        Returns image `uint8[H, W, 3]` (pre-contrast T1, FLAIR, post-contrast T1) and mask `uint8[H, W, 1]` in {0, 1}.
         """
         if not 0 <= index < len(self.records):
             raise DataError(
@@ -101,51 +114,16 @@ class Phantoms(Source):
 
 
 @register("synthetic", opens=lambda root: root is None, synthetic=True)
-def open_synthetic(root: None, options: SourceOptions) -> Phantoms:
-    """Opens the synthetic set that the options describe; raises `UsageError`."""
+def open_phantoms(root: None, options: SourceOptions) -> Phantoms:
+    """Returns the synthetic set that the options describe; raises `UsageError`."""
     if options.channels != 3:
         raise UsageError(f"synthetic slices have 3 channels, not {options.channels} (model.image_channels)")
     size = options.size or (256, 256)
-    return open_phantom(patients=options.phantom_patients, seed=options.phantom_seed, size=size)
-
-
-def open_phantom(
-    *, patients: int = 48, slices_per_patient: int = 21, size: tuple[int, int] = (256, 256), seed: int = 0
-) -> Phantoms:
-    """Opens the synthetic source; nothing is drawn until a slice is read.
-
-    Args:
-      patients: number of invented patients, at least 1. Patient 7 is the same whatever their number.
-      slices_per_patient: mean number of slices, at least 3.
-      size: height and width in pixels, at least 16 each.
-      seed: not negative; another seed gives other patients.
-
-    Returns:
-      A `Source` of kind `"synthetic"` with three channels.
-
-    Raises:
-      UsageError: a value is out of range; the message names all that are.
-    """
-    height, width = size
-    checks = (
-        ("patients", patients, patients >= 1, "at least 1"),
-        ("slices_per_patient", slices_per_patient, slices_per_patient >= 3, "at least 3"),
-        ("size", f"{height}x{width}", min(height, width) >= MIN_SIDE, f"at least {MIN_SIDE} pixels each way"),
-        ("seed", seed, seed >= 0, "0 or more"),
-    )
-    problems = [f"{name} is {found}, expected {expected}" for name, found, fine, expected in checks if not fine]
-    if problems:
-        raise UsageError("synthetic phantoms cannot be drawn: " + "; ".join(problems))
-    return Phantoms(
-        patients=int(patients),
-        slices_per_patient=int(slices_per_patient),
-        size=(int(height), int(width)),
-        seed=int(seed),
-    )
+    return Phantoms(patients=options.phantom_patients, seed=options.phantom_seed, size=size)
 
 
 def _round_field(canvas: Canvas, blob: Blob, radius: float, window: tuple[slice, slice]) -> np.ndarray:
-    """An ellipse's field: positive inside, `radius` at its centre."""
+    """Returns the field of an ellipse: positive inside, `radius` at its centre."""
     u, v = canvas.u[:, window[1]] - np.float32(blob.u), canvas.v[window[0]] - np.float32(blob.v)
     stretch = np.sqrt(blob.stretch)
     cosine, sine = np.float32(np.cos(blob.angle)), np.float32(np.sin(blob.angle))
@@ -153,7 +131,7 @@ def _round_field(canvas: Canvas, blob: Blob, radius: float, window: tuple[slice,
 
 
 def _paint_others(canvas: Canvas, head: Head, shapes: np.ndarray) -> None:
-    """Things that are no lesions: old blood and rings bright in FLAIR and T1 alike, cysts, enhancing nodules."""
+    """Things that are not lesions: old blood and rings bright in FLAIR and T1 alike, cysts, enhancing nodules."""
     for blob in canvas.anatomy.others:
         t = (canvas.index - blob.middle) / blob.half
         window = canvas.window(blob.u, blob.v, 2.2 * blob.size)

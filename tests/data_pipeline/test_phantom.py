@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from data_pipeline.source import DataError, UsageError
-from data_pipeline.sources.phantom import AREA_RANGE, VERSION, open_phantom
+from data_pipeline.sources.phantom import AREA_RANGE, VERSION, Phantoms
 from data_pipeline.sources.phantom_head import draw_anatomy
 
 SMALL = (64, 64)
@@ -32,7 +32,7 @@ def dice(first, second):
 
 @pytest.fixture(scope="module")
 def source():
-    return open_phantom(patients=20, size=SMALL)
+    return Phantoms(patients=20, size=SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def slices(source):
 
 @pytest.mark.parametrize("size", [(16, 16), (64, 64), (48, 80), (97, 61), (256, 256)])
 def test_slices_have_the_asked_size_three_channels_and_binary_masks(size):
-    source = open_phantom(patients=1, slices_per_patient=5, size=size)
+    source = Phantoms(patients=1, slices_per_patient=5, size=size)
     for index in range(len(source.records)):
         image, mask = source.read(index)
         assert (image.shape, image.dtype) == ((*size, 3), np.uint8)
@@ -54,7 +54,7 @@ def test_slices_have_the_asked_size_three_channels_and_binary_masks(size):
 
 def test_a_slice_does_not_depend_on_what_was_read_before(source, slices):
     images, masks = slices
-    again = open_phantom(patients=20, size=SMALL)
+    again = Phantoms(patients=20, size=SMALL)
     draw_anatomy.cache_clear()
     for index in np.random.default_rng(3).permutation(len(source.records))[:60]:
         image, mask = again.read(int(index))
@@ -71,7 +71,7 @@ def test_threads_read_the_same_slices(source, slices):
 
 
 def test_a_patient_is_the_same_whatever_the_number_of_patients(source):
-    fewer = open_phantom(patients=5, size=SMALL)
+    fewer = Phantoms(patients=5, size=SMALL)
     numbers = {record.name: index for index, record in enumerate(source.records)}
     for index in range(0, len(fewer.records), 7):
         np.testing.assert_array_equal(
@@ -80,7 +80,7 @@ def test_a_patient_is_the_same_whatever_the_number_of_patients(source):
 
 
 def test_another_seed_gives_other_anatomy_and_other_lesions():
-    first, second = (open_phantom(patients=2, size=SMALL, seed=seed) for seed in (0, 1))
+    first, second = (Phantoms(patients=2, size=SMALL, seed=seed) for seed in (0, 1))
     images = [source.read(8)[0].astype(int) for source in (first, second)]
     assert np.abs(images[0] - images[1]).mean() > 10
     lesions = [read_all(source)[1][:38].any(axis=0) for source in (first, second)]
@@ -94,13 +94,13 @@ def test_noise_differs_between_slices_of_a_patient(slices):
 
 @pytest.mark.parametrize(("patients", "seed"), [(4, 1), (48, 0)])
 def test_about_65_percent_of_slices_are_empty(patients, seed):
-    source = open_phantom(patients=patients, size=(16, 16), seed=seed)
+    source = Phantoms(patients=patients, size=(16, 16), seed=seed)
     empty = np.mean([not source.read(index)[1].any() for index in range(len(source.records))])
     assert 0.60 <= empty <= 0.70
 
 
 def test_48_patients_have_about_1000_slices():
-    counts = [len(rows) for rows in by_patient(open_phantom()).values()]
+    counts = [len(rows) for rows in by_patient(Phantoms()).values()]
     assert len(counts) == 48
     assert 950 <= sum(counts) <= 1060
     assert len(set(counts)) > 2
@@ -115,7 +115,7 @@ def test_every_patient_has_one_lesion_in_contiguous_slices(source, slices):
 
 
 def test_even_three_slices_a_patient_hold_a_lesion():
-    source = open_phantom(patients=12, slices_per_patient=3, size=(32, 32))
+    source = Phantoms(patients=12, slices_per_patient=3, size=(32, 32))
     masks = read_all(source)[1]
     assert all(masks[rows].any() for rows in by_patient(source).values())
 
@@ -133,7 +133,7 @@ def test_lesions_of_neighbouring_slices_overlap(source, slices):
 
 @pytest.mark.parametrize(("size", "patients"), [((16, 16), 12), (SMALL, 20), ((40, 120), 12), ((256, 256), 2)])
 def test_lesions_cover_a_tenth_of_a_percent_to_eight_percent_of_a_slice(size, patients):
-    area = read_all(open_phantom(patients=patients, size=size, seed=2))[1].mean(axis=(1, 2))
+    area = read_all(Phantoms(patients=patients, size=size, seed=2))[1].mean(axis=(1, 2))
     area = area[area > 0]
     assert AREA_RANGE == (0.001, 0.08)
     assert area.min() >= 0.001 and area.max() <= 0.08
@@ -141,7 +141,7 @@ def test_lesions_cover_a_tenth_of_a_percent_to_eight_percent_of_a_slice(size, pa
 
 
 def test_the_anatomy_is_the_same_at_every_size():
-    coarse, fine = (open_phantom(patients=3, size=size) for size in (SMALL, (256, 256)))
+    coarse, fine = (Phantoms(patients=3, size=size) for size in (SMALL, (256, 256)))
     for index in range(6, len(coarse.records), 9):
         image, mask = fine.read(index)
         small_image, small_mask = coarse.read(index)
@@ -159,7 +159,7 @@ def best_threshold(values, masks):
 
 @pytest.mark.parametrize(("size", "patients", "seed"), [(SMALL, 40, 0), ((96, 96), 25, 2)])
 def test_no_single_flair_threshold_finds_the_lesions(size, patients, seed):
-    source = open_phantom(patients=patients, size=size, seed=seed)
+    source = Phantoms(patients=patients, size=size, seed=seed)
     images, masks = read_all(source)
     flair = images[..., 1]
     names = [record.patient for record in source.records]
@@ -239,17 +239,17 @@ def test_the_title_says_loudly_that_nothing_is_real(source):
 def test_the_fingerprint_follows_every_parameter_and_the_version(monkeypatch):
     defaults = {"patients": 4, "slices_per_patient": 10, "size": (32, 32), "seed": 0}
     variants = [{}, {"patients": 5}, {"slices_per_patient": 11}, {"size": (32, 48)}, {"size": (48, 32)}, {"seed": 1}]
-    prints = [open_phantom(**(defaults | variant)).fingerprint() for variant in variants]
+    prints = [Phantoms(**(defaults | variant)).fingerprint() for variant in variants]
     assert all(re.fullmatch("[0-9a-f]{64}", value) for value in prints)
     assert len(set(prints)) == len(variants)
-    assert open_phantom(**defaults).fingerprint() == prints[0]
+    assert Phantoms(**defaults).fingerprint() == prints[0]
     monkeypatch.setattr("data_pipeline.sources.phantom.VERSION", -1)
-    assert open_phantom(**defaults).fingerprint() != prints[0]
+    assert Phantoms(**defaults).fingerprint() != prints[0]
 
 
 def test_the_drawing_is_that_of_its_version():
     # Prepared data are keyed by the version: whoever changes a picture raises it and writes the new numbers here.
-    source = open_phantom(patients=3, slices_per_patient=8, size=SMALL)
+    source = Phantoms(patients=3, slices_per_patient=8, size=SMALL)
     found = [source.read(index)[0].mean(axis=(0, 1)) for index in (1, 12, 20)]
     assert VERSION == 2
     np.testing.assert_allclose(found, EXPECTED, atol=0.3)
@@ -257,7 +257,7 @@ def test_the_drawing_is_that_of_its_version():
 
 def test_values_out_of_range_are_refused_in_one_message():
     with pytest.raises(UsageError, match=r"patients is 0.*slices_per_patient is 2.*size is 8x64.*seed is -1"):
-        open_phantom(patients=0, slices_per_patient=2, size=(8, 64), seed=-1)
+        Phantoms(patients=0, slices_per_patient=2, size=(8, 64), seed=-1)
 
 
 @pytest.mark.parametrize("index", [-1, 420000])

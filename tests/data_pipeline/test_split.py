@@ -233,7 +233,7 @@ def test_grey_masks_are_copied_as_they_are_when_a_threshold_is_given(tree, tmp_p
 def test_from_python_the_counts_and_notes_come_back(tree, tmp_path):
     counts = write_split(open_source(tree), tmp_path / "out", by="slice", seed=0)
     assert (counts.train, counts.test, counts.mini_test) == (8, 3, 3)
-    assert "split by slice, as documented" in counts.notes[-1]
+    assert "split by slice, as the reference does" in counts.notes[-1]
 
 
 def test_the_command_explains_itself_without_the_slow_imports():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline.sources.phantom import open_phantom
+from data_pipeline.sources.phantom import Phantoms
 from experiments import plots
 from experiments.plots import BOTH, PREDICTION, TRUTH, Case
 
@@ -192,7 +192,7 @@ def test_a_thumbnail_keeps_the_smallest_lesion_and_the_figures_of_the_original(s
 
 
 def cases(count, truth=True):
-    source = open_phantom(patients=3, size=(64, 64))
+    source = Phantoms(patients=3, size=(64, 64))
     found = []
     for index in range(count):
         image, mask = source.read(index)
