@@ -204,7 +204,7 @@ def main(argv: Sequence[str]) -> int:
 
     import tyro
 
-    from experiments import report
+    from experiments import console as report
 
     options = tyro.cli(Options, args=list(argv), prog="python -m experiments.losses", use_underscores=True)
     sizes = {name: getattr(options, name) for name in _LEAST}

@@ -95,7 +95,7 @@ def main(argv: Sequence[str]) -> int:
     """Measures and prints a table."""
     import tyro
 
-    from experiments import report
+    from experiments import console as report
     from experiments.config import raise_problems
 
     options = tyro.cli(Options, args=list(argv), prog="python -m experiments.bench distance", use_underscores=True)

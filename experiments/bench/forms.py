@@ -167,7 +167,7 @@ def compare(losses: dict[str, list[float]]) -> list[dict[str, Any]]:
 def main(argv: Sequence[str]) -> int:
     """Trains, prints a table and writes what was asked for."""
     options = parse(Options, argv, command="forms")
-    from experiments import report
+    from experiments import console as report
     from experiments.bench import results
 
     problems = at_least(1, batch=options.batch, steps=options.steps, size=options.size)

@@ -239,7 +239,7 @@ def measure(options: Options) -> dict[str, Any]:
 def main(argv: Sequence[str]) -> int:
     """Measures, prints the tables and writes what was asked for."""
     options = parse(Options, argv, command="loader")
-    from experiments import report
+    from experiments import console as report
     from experiments.bench import results
 
     results.check_new(options.json)

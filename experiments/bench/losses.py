@@ -152,7 +152,7 @@ def main(argv: Sequence[str]) -> int:
 
 def show(content: dict[str, Any], options: Options) -> None:
     """Prints the times, loss by loss, and in how many of the comparisons ours is at most as slow."""
-    from experiments import report
+    from experiments import console as report
     from experiments.bench import results
 
     title = (

@@ -172,7 +172,7 @@ def measure(options: Options) -> dict[str, Any]:
 def main(argv: Sequence[str]) -> int:
     """Compiles, prints a table and writes what was asked for."""
     options = parse(Options, argv, command="plan")
-    from experiments import report
+    from experiments import console as report
     from experiments.bench import results
     from experiments.bench.scaling import describe
 

@@ -135,7 +135,7 @@ def describe(collectives: Sequence[dict[str, Any]]) -> str:
 def main(argv: Sequence[str]) -> int:
     """Measures, prints a table and writes what was asked for."""
     options = parse(Options, argv, command="scaling")
-    from experiments import report
+    from experiments import console as report
     from experiments.bench import results
 
     results.check_new(options.json)

@@ -115,7 +115,7 @@ def _start(work: dict[str, Any], cache: str) -> dict[str, float]:
 def main(argv: Sequence[str]) -> int:
     """Measures, prints a table and writes what was asked for."""
     options = parse(Options, argv, command="start")
-    from experiments import report
+    from experiments import console as report
     from experiments.bench import results
 
     results.check_new(options.json)

@@ -95,7 +95,7 @@ def measure(options: Options) -> dict[str, Any]:
 def main(argv: Sequence[str]) -> int:
     """Measures, prints a table and writes what was asked for."""
     options = parse(Options, argv, command="steady")
-    from experiments import report
+    from experiments import console as report
     from experiments.bench import results
 
     results.check_new(options.json)

@@ -120,7 +120,7 @@ def measure(options: Options, console: "Console | None" = None) -> dict[str, Any
       WorkerError: the machine cannot be described.
       ValueMismatchError: two contenders do not compute the same.
     """
-    from experiments import report
+    from experiments import console as report
     from experiments.bench.machine import count_operations, inspect
     from experiments.bench.rounds import compete, part, start_together
 

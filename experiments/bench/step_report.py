@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from experiments import report
+from experiments import console as report
 from experiments.bench.contenders import CONTENDERS
 from experiments.bench.results import markdown, milliseconds, spread
 from experiments.bench.step import describe

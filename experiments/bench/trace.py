@@ -126,7 +126,7 @@ def kinds(operations: Sequence[Part]) -> list[Part]:
 def main(argv: Sequence[str]) -> int:
     """Measures, prints a table and writes what was asked for."""
     options = parse(Options, argv, command="trace")
-    from experiments import report
+    from experiments import console as report
     from experiments.bench import results
 
     results.check_new(options.json)
