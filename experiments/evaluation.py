@@ -7,9 +7,10 @@ the reference's mean over batches of 32 differ by tenths on the same prediction.
 
 import dataclasses
 import functools
+import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from data_pipeline.loader import eval_batches
 from data_pipeline.prepared import Prepared
 from experiments import build, plots
 from experiments.build import Run
-from experiments.config import Config
+from experiments.config import Config, EvalConfig
 from experiments.evaluation_tables import (
     Evaluation,
     lesion_figures,
@@ -39,7 +40,6 @@ from experiments.predictor import predictor_of_run
 from experiments.prefetch import Prefetcher, SliceStore
 from experiments.processes import assert_same_on_all, fail_together, start_processes
 from experiments.run_directory import claim, run_directory, saved_split, write_atomically
-from jaxunet.losses.reduction import Empty
 from jaxunet.metrics import (
     Histogram,
     LesionCounts,
@@ -56,17 +56,10 @@ from jaxunet.surface import SurfaceScores, surface_scores
 
 
 class BatchMeasures(NamedTuple):
-    """Of one batch.
+    """Of one batch: sums per image, a histogram of all pixels, predicted and true masks `[B, H, W, K]`."""
 
-    Attributes:
-      sums: one row per image.
-      histogram: of all pixels that count.
-      prediction: bool `[B, H, W, K]`.
-      mask: the true one, of the same shape.
-    """
-
-    sums: Any
-    histogram: Any
+    sums: PixelSums
+    histogram: Histogram
     prediction: Any
     mask: Any
 
@@ -81,43 +74,18 @@ def measure_batch(logits: jax.Array, masks: jax.Array, *, weight: jax.Array, thr
     )
 
 
-class ComparisonOptions(NamedTuple):
-    """How lesions and outlines are compared.
-
-    Attributes:
-      iou: when a lesion counts as found, as in `jaxunet.metrics.lesion_counts`.
-      tolerance: of the surface Dice, in units of the spacing.
-      spacing: between slices, rows and columns; None: pixels.
-      empty: value of masks without a true pixel.
-    """
-
-    iou: float | None = None
-    tolerance: float = 1.0
-    spacing: tuple[float, float, float] | None = None
-    empty: Empty = "perfect"
-
-
-_DEFAULT = ComparisonOptions()
-
-
 class Observations:
-    """Collects the measures of all batches.
+    """Collects the measures of all batches: of all pixels, of each slice and of each complete patient.
 
     Masks (of the first class) are kept until their patient is complete, so that memory stays bounded.
 
     Args:
       entries: one per slice, in the order of the batches, with `patient` and `slice`.
       volumes: compare the volumes of patients, too; then all slices of each patient must come.
-      options: how they are compared.
-
-    Attributes:
-      histogram: of all pixels so far.
-      lesions: counts of each slice so far.
-      surfaces: outlines of each slice so far.
-      volumes: `measure_volume` of each complete patient.
+      options: how lesions and outlines are compared.
     """
 
-    def __init__(self, entries: Sequence[Any], *, volumes: bool, options: ComparisonOptions = _DEFAULT) -> None:
+    def __init__(self, entries: Sequence[Any], *, volumes: bool, options: EvalConfig) -> None:
         self.histogram: Histogram | None = None
         self.lesions: list[LesionCounts] = []
         self.surfaces: list[SurfaceScores] = []
@@ -131,7 +99,7 @@ class Observations:
         self.histogram = add_histograms([h for h in (self.histogram, measured.histogram) if h is not None])
         for prediction, mask in zip(measured.prediction[:rows, :, :, 0], measured.mask[:rows, :, :, 0], strict=True):
             entry = self._entries[len(self.lesions)]
-            self.lesions.append(lesion_counts(prediction, mask, iou=self._options.iou))
+            self.lesions.append(lesion_counts(prediction, mask, iou=self._options.lesion_iou))
             self.surfaces.append(_surface_scores(prediction, mask, self._options))
             if self._missing[entry.patient]:
                 self._wait(entry.patient, entry.slice, prediction, mask)
@@ -162,17 +130,17 @@ def stack_slices(positions: Sequence[int], slices: Sequence[np.ndarray]) -> np.n
     return np.stack(planes)
 
 
-def measure_volume(prediction: np.ndarray, mask: np.ndarray, options: ComparisonOptions = _DEFAULT) -> dict[str, Any]:
+def measure_volume(prediction: np.ndarray, mask: np.ndarray, options: EvalConfig) -> dict[str, Any]:
     """Returns what pixel counts of slices cannot give: lesions (26 neighbours) and outlines of a volume `[D, H, W]`.
 
     The keys are columns of `evaluation_patients.csv`.
     """
-    lesions = lesion_counts(prediction, mask, iou=options.iou)
+    lesions = lesion_counts(prediction, mask, iou=options.lesion_iou)
     counts = {f"lesions_{name}": int(count) for name, count in lesions._asdict().items()}
     return counts | _surface_scores(prediction, mask, options)._asdict()
 
 
-def _surface_scores(prediction: np.ndarray, mask: np.ndarray, options: ComparisonOptions) -> SurfaceScores:
+def _surface_scores(prediction: np.ndarray, mask: np.ndarray, options: EvalConfig) -> SurfaceScores:
     spacing = None if options.spacing is None else options.spacing[-mask.ndim :]
     return surface_scores(prediction, mask, tolerance=options.tolerance, spacing=spacing, empty=options.empty)
 
@@ -187,7 +155,7 @@ def evaluate_batches(
     take: Callable[[Any, int], PixelSums] = lambda sums, rows: select_slices(sums, slice(rows)),
     advance: Callable[[], object] = lambda: None,
 ) -> Evaluation:
-    """Runs `eval_step` over padded batches; every slice counts once.
+    """Runs `eval_step` over padded batches; every slice counts once. The result is the same on every process.
 
     Args:
       eval_step: from `jaxunet.step.compile_eval_step`.
@@ -195,34 +163,27 @@ def evaluate_batches(
       feed: this process's rows, from `data_pipeline.loader.eval_batches`.
       count: number of slices, without padding.
       batch_size: rows of a global batch.
-      take: called with the measures of each batch and the number of its rows without padding; returns their sums. The
-        default is for a step that measures `PixelSums` alone.
+      take: `take(measures, rows)` returns the `PixelSums` of the first `rows` rows; the others are padding.
       advance: called after each batch.
-
-    Returns:
-      The evaluation, the same on every process.
     """
-    losses: list[float] = []
-    sums: list[PixelSums] = []
-    rows: list[int] = []
 
-    def collect(result: Any) -> None:
+    def results() -> Iterator[tuple[int, Any]]:
+        for start, (_, inputs) in zip(range(0, count, batch_size), feed, strict=True):
+            rows = min(batch_size, count - start)
+            result = eval_step(params, inputs, rows=rows)
+            feed.prefetch(result[0])
+            yield rows, result
+
+    losses, sums, weights = [], [], []
+    # In pairs, so that the device computes a batch while the host takes the previous one.
+    for (rows, result), _ in itertools.pairwise(itertools.chain(results(), [(0, None)])):
         loss, measured = jax.device_get(result)
-        sums.append(take(measured, rows[len(losses)]))
+        sums.append(take(measured, rows))
         losses.append(float(loss))
+        weights.append(rows)
         advance()
-
-    running = None
-    for start, (_, inputs) in zip(range(0, count, batch_size), feed, strict=True):
-        rows.append(min(batch_size, count - start))
-        result = eval_step(params, inputs, rows=rows[-1])
-        feed.prefetch(result[0])
-        if running is not None:  # fetched while the device computes the next batch
-            collect(running)
-        running = result
-    collect(running)
     joined = PixelSums(*map(np.concatenate, zip(*sums, strict=True)))
-    return Evaluation(float(np.average(losses, weights=rows)), joined, batch_size)
+    return Evaluation(float(np.average(losses, weights=weights)), joined, batch_size)
 
 
 def evaluate(config: Config) -> None:
@@ -234,18 +195,10 @@ def evaluate(config: Config) -> None:
 
 
 def evaluate_run(run: Run, *, progress: bool = True) -> dict[str, Any]:
-    """Evaluates a run's best checkpoint.
+    """Evaluates the best checkpoint of a run from `build.load_run` and returns the content of `evaluation.json`.
 
     Writes `evaluation.json`, `evaluation_patients.csv`, `evaluation_reliability.png` and `evaluation_gallery.png` into
-    the run directory, or into `train.eval_dir`. With `eval.split=val` or `train`, the files carry the split in their
-    names.
-
-    Args:
-      run: from `build.load_run`; its configuration has split, batch size and threshold.
-      progress: show a progress bar.
-
-    Returns:
-      The content of `evaluation.json`.
+    the run directory, or into `train.eval_dir`. With `eval.split=val` or `train`, their names contain the split.
 
     Raises:
       DataError: the data set is not the one the run was trained on.
@@ -267,8 +220,7 @@ def evaluate_run(run: Run, *, progress: bool = True) -> dict[str, Any]:
     rows = list(getattr(split, part))
     entries = [data.entries[i] for i in rows]
     whole_volumes = split.whole_volumes and part == "test"
-    comparison = ComparisonOptions(options.lesion_iou, options.tolerance, options.spacing, options.empty)
-    seen = Observations(entries, volumes=whole_volumes, options=comparison)
+    seen = Observations(entries, volumes=whole_volumes, options=options)
     measure = functools.partial(measure_batch, threshold=options.threshold)
     step = compile_eval_step(run.mesh, apply_fn=run.model.apply, loss=loss, measure=measure)
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
@@ -319,15 +271,7 @@ def without_nan(value: Any) -> Any:
 
 
 def draw_gallery(run: Run, data: Prepared, rows: Sequence[int], sums: PixelSums, path: Path) -> None:
-    """Draws the tumour slices with the best, the median and the worst Dice.
-
-    Args:
-      run: its network predicts.
-      data: the prepared slices.
-      rows: indices of the evaluated slices in `data`.
-      sums: of these slices.
-      path: the PNG to write.
-    """
+    """Draws the tumour slices with the best, the median and the worst Dice, out of `rows` of the data with `sums`."""
     tumour = np.flatnonzero(sums.tp + sums.fn)
     scores = [float(dice_score(select_slices(sums, i))) for i in tumour]
     chosen = plots.best_median_worst(scores)

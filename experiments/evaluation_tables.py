@@ -27,17 +27,11 @@ PRINTED_SCORES = ("dice", "jaccard", "sensitivity", "specificity", "precision", 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Loss and sums of a set of slices, in order.
+    """Loss and sums of a set of slices, in order."""
 
-    Attributes:
-      loss: mean over batches, weighted by their size.
-      sums: `PixelSums` of NumPy arrays `[N]`.
-      batch_size: slices per batch; the loss and the reference's scores depend on it.
-    """
-
-    loss: float
-    sums: PixelSums
-    batch_size: int
+    loss: float  # mean over batches, weighted by their size
+    sums: PixelSums  # of NumPy arrays [N]
+    batch_size: int  # the loss and the reference's scores depend on it
 
 
 def select_slices(sums: PixelSums, rows: Any) -> PixelSums:
@@ -146,10 +140,8 @@ def lesion_figures(
 ) -> dict[str, Any]:
     """Lesion-wise sensitivity and precision, over slices and over volumes, with the rules that decide them.
 
-    Args:
-      slices: counts of each slice.
-      volumes: `evaluation.measure_volume` of each patient; empty if there are no volumes.
-      iou: the criterion, as in `jaxunet.metrics.lesion_counts`.
+    Volumes are `evaluation.measure_volume` of each patient, if there are any; `iou` as in
+    `jaxunet.metrics.lesion_counts`.
     """
     criterion = "any overlap" if iou is None else f"intersection over union of at least {iou:g}, one to one"
     result = {"criterion": criterion, "slices": {"connectivity": 8, **_lesion_scores(slices)}}
@@ -180,11 +172,7 @@ def surface_figures(
 ) -> dict[str, Any]:
     """Distances of outlines, surface Dice and boundary IoU, over slices, over those with tumour, and over volumes.
 
-    Args:
-      slices: scores of each slice.
-      volumes: `evaluation.measure_volume` of each patient; empty if there are no volumes.
-      tolerance: of the surface Dice.
-      spacing: between slices, rows and columns.
+    Volumes are as in `lesion_figures`. Tolerance and spacing (of slices, rows and columns) are recorded only.
     """
     groups = {"slices": slices, "tumour_slices": [one for one in slices if one.outcome in ("both", "missed")]}
     if volumes:
@@ -218,11 +206,7 @@ def patient_table(
 ) -> str:
     """Returns CSV text with one row per patient: counts and scores over the patient's evaluated slices.
 
-    Args:
-      evaluation: of the slices.
-      entries: one per slice, with `patient` and `site`.
-      volumes: further columns, by patient and name.
-      empty: as in `summarise_evaluation`.
+    Args as in `summarise_evaluation`; `volumes` are further columns, by patient and name.
     """
     volumes = volumes or {}
     patients = [entry.patient for entry in entries]

@@ -14,35 +14,23 @@ from experiments.config import ConfigError, InferConfig
 
 @dataclasses.dataclass(frozen=True)
 class ImageFile:
-    """An image to predict.
-
-    Attributes:
-      path: the file.
-      output: prefix of the names of its output; unique, also on file systems that ignore case.
-      mask: the file of its true mask, None if there is none.
-      problem: why it cannot be used, empty if nothing is known yet.
-    """
+    """An image to predict."""
 
     path: Path
-    output: str
-    mask: Path | None = None
-    problem: str = ""
+    output: str  # prefix of the names of its output; unique, also on file systems that ignore case
+    mask: Path | None = None  # the file of its true mask
+    problem: str = ""  # why it cannot be used, if that is known before reading it
 
 
 def requested_images(options: InferConfig) -> tuple[Path, list[ImageFile], list[str]]:
-    """Returns the path `infer.images`, and its images with the masks of `infer.masks` and notes as `find_images`.
-
-    Raises:
-      ConfigError: `infer.images` is not set.
-      DataError: as `find_images`.
-    """
+    """Returns the path `infer.images`, and `find_images` of it; raises ConfigError if it is not set."""
     if options.images is None:
         raise ConfigError("infer.images is not set: name an image or a folder of images, --infer.images=FOLDER")
     return Path(options.images), *find_images(Path(options.images), Path(options.masks) if options.masks else None)
 
 
 def find_images(images: Path, masks: Path | None = None) -> tuple[list[ImageFile], list[str]]:
-    """Lists the images of a folder (not of folders in it), or takes a single file.
+    """Lists the images of a folder (not of folders in it) by name, or takes a single file. Returns notes, too.
 
     `x_mask.png` next to `x.png` is a mask, not an image to predict.
 
@@ -50,9 +38,6 @@ def find_images(images: Path, masks: Path | None = None) -> tuple[list[ImageFile
       images: a folder or a file.
       masks: a folder of masks, or the mask of a single image. The mask of `x.png` is `x.<any extension>` or
         `x_mask.<any extension>`.
-
-    Returns:
-      The images in the order of their names, and notes on what was left out.
 
     Raises:
       DataError: a path is missing, the folder holds no image, or none of the images has a mask.
@@ -139,18 +124,11 @@ def _with_masks(files: list[ImageFile], folder: Path) -> list[ImageFile]:
 
 
 def read_for_network(path: Path, channels: int) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Reads an image with the channels of the network.
+    """Reads an image as `uint8[H, W, channels]` for a network of 1, 3 or 4 channels, with notes to follow "2 images".
 
     For an RGB network, a grey image is repeated in every channel and transparency is dropped; a network of one channel
     takes an RGB image whose channels are equal. Everything else is refused: 16 bits are not cut to 8, and three
     sequences are not mixed into one.
-
-    Args:
-      path: the file.
-      channels: of the network, 1, 3 or 4.
-
-    Returns:
-      `uint8[H, W, channels]`, and what was converted, to follow "2 images".
 
     Raises:
       DataError: the file cannot be used; the message names it.

@@ -15,14 +15,7 @@ CONVOLUTION, UP, POOLING, SKIP = "#2F6DB5", "#2E8B6F", "#D9822B", "#8A8A8A"
 
 
 def draw_network(model: ModelConfig, path: str | Path, *, title: str, parameters: int) -> None:
-    """Draws the network as a U: one row per level, encoder on the left, decoder on the right.
-
-    Args:
-      model: sizes of the network.
-      path: the PNG to write.
-      title: above the drawing.
-      parameters: their number, for the subtitle.
-    """
+    """Draws the network as a U: one row per level, encoder on the left, decoder on the right."""
     depth = model.num_layers
     step, row = 1.08, 0.98
     left, right = -1.55, 2 * depth * step + 2.4
@@ -32,9 +25,8 @@ def draw_network(model: ModelConfig, path: str | Path, *, title: str, parameters
     axes.set_xlim(left, right)
     axes.set_ylim(bottom, top)
     axes.set_axis_off()
-    axes.text(
-        left + 0.15, top - 0.25, shorten(title, int(8 * (right - left))), fontsize=13, va="center", parse_math=False
-    )
+    title = shorten(title, int(8 * (right - left)))
+    axes.text(left + 0.15, top - 0.25, title, fontsize=13, va="center", parse_math=False)
     text = f"{depth + 1} resolutions, {number(parameters)} parameters"
     axes.text(left + 0.15, top - 0.52, text, fontsize=10, va="center", color="#555555")
 
@@ -71,20 +63,14 @@ def draw_network(model: ModelConfig, path: str | Path, *, title: str, parameters
 
 def _draw_pair(axes: Axes, place: tuple[float, float, float, float], size: str, filters: int, *, share: float) -> None:
     x, y, half, height = place
-    colour = tuple(1 - (1 - value) * (0.55 + 0.45 * share) for value in to_rgb(CONVOLUTION))
+    red, green, blue = (1 - (1 - value) * (0.55 + 0.45 * share) for value in to_rgb(CONVOLUTION))
     for side in (-1, 1):
         corner = (x + (-half if side < 0 else 0.015), y - height)
+        shape = "round,pad=0,rounding_size=0.04"
         box = FancyBboxPatch(
-            corner,
-            half - 0.015,
-            2 * height,
-            boxstyle="round,pad=0,rounding_size=0.04",
-            facecolor=(colour[0], colour[1], colour[2]),
-            edgecolor="white",
-            linewidth=0.8,
-            zorder=3,
+            corner, half - 0.015, 2 * height, boxstyle=shape, facecolor=(red, green, blue), edgecolor="white"
         )
-        axes.add_patch(box)
+        axes.add_patch(box).set(linewidth=0.8, zorder=3)
         axes.text(x + side * half / 2, y, str(filters), fontsize=9, ha="center", va="center", color="white", zorder=4)
     axes.text(x, y + height + 0.07, size, fontsize=8.5, ha="center", va="bottom", color="#333333")
 

@@ -33,25 +33,15 @@ DPI = 100
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A slice with its prediction, for a contact sheet or a gallery.
-
-    Attributes:
-      name: the caption.
-      image: uint8 `[H, W, C]`.
-      prediction: bool `[H, W]`.
-      truth: bool `[H, W]`, None if unknown.
-      dice: its score, None if unknown.
-      group: for example `"best"`; a gallery writes it to the left of the row.
-      note: second line of the caption; default: Dice and the share of predicted pixels.
-    """
+    """A slice with its prediction, for a contact sheet or a gallery."""
 
     name: str
-    image: np.ndarray
-    prediction: np.ndarray
-    truth: np.ndarray | None = None
+    image: np.ndarray  # uint8 [H, W, C]
+    prediction: np.ndarray  # bool [H, W]
+    truth: np.ndarray | None = None  # bool [H, W]
     dice: float | None = None
-    group: str = ""
-    note: str = ""
+    group: str = ""  # for example "best"; a gallery writes it to the left of the row
+    note: str = ""  # second line of the caption; default: Dice and the share of predicted pixels
 
 
 def background(image: np.ndarray) -> np.ndarray:
@@ -85,13 +75,10 @@ def overlay(
     """Draws the outlines of prediction (orange) and truth (blue) over the slice; yellow where both lines coincide.
 
     Args:
-      image: uint8 `[H, W, C]`; drawn as by `background`.
+      image: uint8 `[H, W, C]`; becomes uint8 `[H, W, 3]` by `background`.
       prediction: bool `[H, W]`.
       truth: bool `[H, W]`, or None.
       width: of the lines in pixels; default 1, or 2 if the longer side has at least 512 pixels.
-
-    Returns:
-      uint8 `[H, W, 3]`.
 
     Raises:
       ValueError: the sizes differ.
@@ -168,29 +155,29 @@ def gallery(cases: Sequence[Case], path: str | Path, *, title: str) -> None:
         page.add_text(left + column * (TILE + GAP), page.head + 10, heading, size=14)
     for row, case in enumerate(map(thumbnail, cases)):
         y = page.head + 26 + row * cell
-        truth = np.zeros_like(case.prediction) if case.truth is None else case.truth
-        filled = [
-            np.where(mask[:, :, None], colour, 24) for mask, colour in ((truth, TRUTH), (case.prediction, PREDICTION))
-        ]
-        for column, picture in enumerate(
-            (case.image, *filled, overlay(case.image, case.prediction, case.truth, width=2))
-        ):
-            page.add_picture(left + column * (TILE + GAP), y, picture.astype(np.uint8))
+        unknown = np.zeros_like(case.prediction)
+        pictures = (
+            case.image,
+            _filled(unknown if case.truth is None else case.truth, TRUTH),
+            _filled(case.prediction, PREDICTION),
+            overlay(case.image, case.prediction, case.truth, width=2),
+        )
+        for column, picture in enumerate(pictures):
+            page.add_picture(left + column * (TILE + GAP), y, picture)
         if case.group and (row == 0 or case.group != cases[row - 1].group):
             page.add_text(GAP, y + 10, case.group, size=17)
         page.add_text(left, y + TILE + 11, f"{shorten(case.name, 80)}:  {case.note}", size=11, colour="#333333")
     save_png(np.asarray(page.canvas), path)
 
 
+def _filled(mask: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    return np.where(mask[:, :, None], colour, 24).astype(np.uint8)
+
+
 def best_median_worst(scores: Sequence[float], count: int = 3) -> list[tuple[str, int]]:
-    """Chooses cases for a gallery.
+    """Chooses `count` cases per group for a gallery: `("best" | "median" | "worst", index)`, from the best downwards.
 
-    Args:
-      scores: one per case, greater is better; NaN is left out.
-      count: cases per group.
-
-    Returns:
-      `("best" | "median" | "worst", index)`, no index twice, from the best downwards.
+    No index comes twice. Greater scores are better; NaN is left out.
     """
     ranked = sorted((i for i, score in enumerate(scores) if math.isfinite(score)), key=lambda i: (-scores[i], i))
     best, rest = ranked[:count], ranked[count:]
@@ -201,13 +188,9 @@ def best_median_worst(scores: Sequence[float], count: int = 3) -> list[tuple[str
 
 
 class Page:
-    """A white page with a title; pictures and text are placed in pixels from the upper left corner.
+    """A white page; pictures and text are placed in pixels from its upper left corner, so pictures keep their pixels.
 
-    Pillow draws it, because pictures must keep their exact pixels.
-
-    Attributes:
-      canvas: the picture.
-      head: height of title and legend; the space below is `height` pixels high.
+    Title and legend take the first `head` pixels; below are `height` pixels.
     """
 
     def __init__(self, title: str, width: int, height: int) -> None:
@@ -252,15 +235,14 @@ def fold(text: str, length: int) -> list[str]:
     return textwrap.wrap(shorten(text, length if len(text) <= length else 17 * length // 10), length)[:2] or [""]
 
 
+_TRAINING: dict[str, Any] = {"label": "training", "color": TRAINING_LINE, "linestyle": (0, (5, 1.5))}
+_VALIDATION: dict[str, Any] = {"label": "validation", "color": VALIDATION_LINE}
+
+
 def curves(history: Sequence[Mapping[str, Any]], path: str | Path, *, title: str, columns: Sequence[str]) -> None:
     """Draws columns of a history against the epoch and marks the epoch of the lowest `val_loss`.
 
-    Args:
-      history: one mapping per epoch with `"epoch"`, `"loss"`, `"val_loss"` and others; a missing, None or NaN value
-        is a gap in its line.
-      path: the PNG to write.
-      title: above the panels.
-      columns: what to draw; `x` and `val_x` share a panel.
+    Each row of the history is an epoch. `x` and `val_x` share a panel. A missing, None or NaN value is a gap.
     """
     epochs = [int(entry["epoch"]) for entry in history]
     panels: dict[str, list[str]] = {}
@@ -273,17 +255,9 @@ def curves(history: Sequence[Mapping[str, Any]], path: str | Path, *, title: str
     for index, (quantity, names) in enumerate(panels.items()):
         axes = figure.add_subplot(down, across, index + 1)
         for name in names:
-            validation = name.startswith("val_")
-            axes.plot(
-                epochs,
-                _column(history, name),
-                color=VALIDATION_LINE if validation else TRAINING_LINE,
-                linestyle="-" if validation else (0, (5, 1.5)),
-                marker="o" if len(epochs) <= 30 else None,
-                markersize=3.5,
-                linewidth=1.8,
-                label="validation" if validation else "training",
-            )
+            line = _VALIDATION if name.startswith("val_") else _TRAINING
+            marker = "o" if len(epochs) <= 30 else None
+            axes.plot(epochs, _column(history, name), marker=marker, markersize=3.5, linewidth=1.8, **line)
         if best is not None:
             axes.axvline(best, color="#555555", linewidth=1.2, linestyle=":", label="lowest validation loss", zorder=0)
             value = _column(history, f"val_{quantity}")[epochs.index(best)]
@@ -314,11 +288,7 @@ def _column(history: Sequence[Mapping[str, Any]], name: str) -> list[float]:
 def reliability(figures: Mapping[str, Any], path: str | Path, *, title: str) -> None:
     """Draws the observed share of tumour pixels against the predicted probability, and the pixels in each bin.
 
-    Args:
-      figures: `"brier"`, `"expected_calibration_error"`, and `"reliability"` with the lists `"edges"` (one longer than
-        the others), `"pixels"`, `"predicted"` and `"observed"`; bins without pixels are left out of the curve.
-      path: the PNG to write.
-      title: above the panels.
+    `figures` come from `evaluation_tables.probability_figures`; bins without pixels are left out of the curve.
     """
     curve = figures["reliability"]
     edges, pixels = curve["edges"], curve["pixels"]

@@ -3,12 +3,13 @@
 import csv
 import dataclasses
 import io
+import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -37,34 +38,21 @@ MINI_TEST = 10
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """The result of one image.
-
-    Attributes:
-      file: the image.
-      error: why it failed, empty if it did not.
-      numeric: it failed because the network's output is not finite.
-      tumour_pixels: predicted pixels.
-      pixels: of the image.
-      peak: the highest probability.
-      dice: of the prediction, if a true mask is given; 1 if both masks are empty.
-      notes: how the image was converted.
-      case: a thumbnail, if this image is on the contact sheet.
-    """
+    """The result of one image."""
 
     file: ImageFile
-    error: str = ""
-    numeric: bool = False
+    error: str = ""  # why it failed, if it did
+    numeric: bool = False  # it failed because the network's output is not finite
     tumour_pixels: int = 0
     pixels: int = 0
-    peak: float = 0.0
-    dice: float | None = None
-    notes: tuple[str, ...] = ()
-    case: Case | None = None
+    peak: float = 0.0  # the highest probability
+    dice: float | None = None  # if a true mask is given; 1 if both masks are empty
+    notes: tuple[str, ...] = ()  # how the image was converted
+    case: Case | None = None  # a thumbnail, if this image is on the contact sheet
 
 
-@dataclasses.dataclass(frozen=True)
-class OutputFolders:
-    """Where the pictures of an image go: probability maps and masks to `output_dir`, overlays to `merged_dir`."""
+class OutputFolders(NamedTuple):
+    """Where pictures go: probability maps and masks to `output_dir`, overlays to `merged_dir`."""
 
     output_dir: Path
     merged_dir: Path
@@ -95,7 +83,7 @@ def predict_files(
     mask_threshold: int | None = None,
     advance: Callable[[], object] = lambda: None,
 ) -> Iterator[Outcome]:
-    """Predicts files and writes their pictures, a batch at a time.
+    """Predicts files, writes their pictures and yields one outcome per file, in order, a batch at a time.
 
     Args:
       predictor: the network.
@@ -104,12 +92,6 @@ def predict_files(
       options: blur, threshold, whether masks are binarized.
       mask_threshold: for true masks, see `data_pipeline.images.read_mask`.
       advance: called after each file.
-
-    Yields:
-      One outcome per file, in order.
-
-    Raises:
-      OSError: the output cannot be written.
     """
     chosen = np.linspace(0, len(files) - 1, SHEET_CASES if files else 0)  # a process may have no files
     shown = {files[i].output for i in chosen.round().astype(int)}
@@ -118,26 +100,20 @@ def predict_files(
         resized = predictor.resize_back(probabilities, item.image.shape[:2])
         return _write_pictures(item, resized, folders, options, on_sheet=item.file.output in shown)
 
-    def outcomes(batch: list[_Loaded], output: Any, pool: ThreadPoolExecutor) -> Iterator[Outcome]:
-        ready = [item for item in batch if not item.error]
-        probabilities = iter(np.asarray(output)[: len(ready)] if ready else ())
-        written = iter(list(pool.map(finish, ready, probabilities)))
-        for item in batch:
-            advance()
-            yield Outcome(item.file, error=item.error) if item.error else next(written)
+    def start(batch: list[_Loaded]) -> tuple[list[_Loaded], Any]:
+        images = [item.image for item in batch if not item.error]
+        return batch, predictor.start(images) if images else ()
 
-    # The device computes a batch while the pictures of the previous one are written.
+    loaded = (_load(file, predictor.channels, mask_threshold) for file in files)
+    batches = itertools.chain(map(start, _batches(loaded, predictor.batch_size)), [([], ())])
     with ThreadPoolExecutor(WRITERS) as pool:
-        pending: tuple[list[_Loaded], Any] | None = None
-        loaded = (_load(file, predictor.channels, mask_threshold) for file in files)
-        for batch in _batches(loaded, predictor.batch_size):
-            images = [item.image for item in batch if not item.error]
-            started = batch, predictor.start(images) if images else None
-            if pending:
-                yield from outcomes(*pending, pool)
-            pending = started
-        if pending:
-            yield from outcomes(*pending, pool)
+        # In pairs, so that the device computes a batch while the pictures of the previous one are written.
+        for (batch, output), _ in itertools.pairwise(batches):
+            ready = [item for item in batch if not item.error]
+            written = iter(list(pool.map(finish, ready, np.asarray(output)[: len(ready)])))
+            for item in batch:
+                advance()
+                yield Outcome(item.file, error=item.error) if item.error else next(written)
 
 
 def _load(file: ImageFile, channels: int, mask_threshold: int | None) -> _Loaded:
@@ -206,12 +182,7 @@ def _dice(prediction: np.ndarray, truth: np.ndarray) -> float:
 
 
 def predict(config: Config) -> None:
-    """Predicts the images of a configuration; several processes divide them.
-
-    Raises:
-      NonFiniteError: the network's output is not finite.
-      DataError: files could not be used.
-    """
+    """Predicts the images of a configuration; several processes divide them. Raises as `raise_failures`."""
     start_processes(config)
     run = build.load_run(run_directory(config), config)
     raise_failures(predict_run(run, share=(jax.process_index(), jax.process_count())))
@@ -269,7 +240,7 @@ def predict_run(run: Run, *, share: tuple[int, int] = (0, 1), to: Console | None
 def _check_output(folders: OutputFolders, images: Path, options: InferConfig, planned: Sequence[Path]) -> None:
     """Refuses to write where images are read, or over existing files, before a device is used."""
     inputs = [images if images.is_dir() else images.parent] + ([Path(options.masks)] if options.masks else [])
-    for folder in (folders.output_dir, folders.merged_dir):
+    for folder in folders:
         if folder.resolve() in [place.resolve() for place in inputs]:
             raise ConfigError(f"the output would go to {folder}, where images are read: name another infer.output_dir")
         if folder.exists() and not folder.is_dir():
@@ -305,12 +276,7 @@ def _print_outcomes(outcomes: Sequence[Outcome], output_dir: Path, seconds: floa
 
 
 def raise_failures(outcomes: Sequence[Outcome]) -> None:
-    """Raises one error that lists every failed file; does nothing if there is none.
-
-    Raises:
-      NonFiniteError: the network's output is not finite.
-      DataError: files could not be used.
-    """
+    """Raises one NonFiniteError or DataError that lists every failed file, if there are any."""
     failed = [outcome for outcome in outcomes if outcome.error]
     if not failed:
         return

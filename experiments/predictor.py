@@ -28,10 +28,6 @@ class Predictor:
       image_shape: `(H, W, C)` the network was trained on; images of another size are resized to it (bilinear) and the
         probabilities back.
       batch_size: images predicted at once; rounded up to a multiple of the number of devices.
-
-    Attributes:
-      channels: required of each image.
-      batch_size: after rounding.
     """
 
     def __init__(
@@ -73,13 +69,9 @@ class Predictor:
         return np.stack(results) if stacked else results
 
     def start(self, images: Sequence[np.ndarray]) -> jax.Array:
-        """Starts a batch without waiting for it.
+        """Starts a batch of at most `batch_size` images `[H, W, C]`, uint8 or float32, without waiting for it.
 
-        Args:
-          images: at most `batch_size`, `[H, W, C]`; uint8, or float32 with values 0..255.
-
-        Returns:
-          `[batch_size, H, W, K]` at the size of the network; the rows after the images are padding.
+        Returns `[batch_size, H, W, K]` at the size of the network; the rows after the images are padding.
         """
         dtype = np.uint8 if all(image.dtype == np.uint8 for image in images) else np.float32
         batch = np.zeros((self.batch_size, *self._size, self.channels), dtype)
@@ -93,9 +85,7 @@ class Predictor:
 
     def _checked(self, image: np.ndarray) -> np.ndarray:
         if image.ndim != 3 or image.shape[2] != self.channels or 0 in image.shape:
-            raise ValueError(
-                f"image of shape {image.shape}; expected [H, W, {self.channels}] as the network was trained"
-            )
+            raise ValueError(f"image of shape {image.shape}; expected [H, W, {self.channels}], as in training")
         if image.dtype == np.uint8:
             return image
         image = image.astype(np.float32)
@@ -103,9 +93,7 @@ class Predictor:
         if not (low >= 0 and high <= 255):  # also refuses NaN
             raise ValueError(f"image with values from {low} to {high}; expected 0 to 255")
         if 0 < high <= 1:
-            warnings.warn(
-                "an image has values of at most 1; they are read as 0..255, so it is almost black", stacklevel=3
-            )
+            warnings.warn("an image has no value above 1; values are 0..255, so it is almost black", stacklevel=3)
         return image
 
 
@@ -126,8 +114,5 @@ def _resize(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         return values
     if values.dtype == np.uint8:
         return resize_image(values, size)
-    planes = [
-        np.asarray(Image.fromarray(values[:, :, channel]).resize(size[::-1], Image.Resampling.BILINEAR))
-        for channel in range(values.shape[2])
-    ]
-    return np.stack(planes, axis=-1)
+    planes = map(Image.fromarray, np.moveaxis(values, -1, 0))
+    return np.stack([np.asarray(plane.resize(size[::-1], Image.Resampling.BILINEAR)) for plane in planes], axis=-1)

@@ -22,23 +22,14 @@ COLUMNS = ("layer", "kind", "output shape", "parameters", "connected to")
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A row of the layer table.
+    """A row of the layer table."""
 
-    Attributes:
-      name: of its parameters, if it has any.
-      kind: what it computes.
-      shape: `(H, W, C)` of its output for one image.
-      parameters: trained numbers.
-      inputs: names of the layers it reads.
-      multiply_adds: of convolutions, for one image.
-    """
-
-    name: str
+    name: str  # also of its parameters
     kind: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, int, int]  # (H, W, C) of its output for one image
     parameters: int = 0
-    inputs: tuple[str, ...] = ()
-    multiply_adds: int = 0
+    inputs: tuple[str, ...] = ()  # names of the layers it reads
+    multiply_adds: int = 0  # of convolutions, for one image
 
 
 def layer_table(model: ModelConfig) -> list[Layer]:

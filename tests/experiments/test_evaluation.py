@@ -13,10 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.build import load_run
-from experiments.config import override, read_run
+from experiments.config import EvalConfig, override, read_run
 from experiments.evaluation import (
     BatchMeasures,
-    ComparisonOptions,
     Observations,
     evaluate_run,
     measure_batch,
@@ -133,7 +132,7 @@ def test_a_batch_is_measured_with_the_functions_of_the_library(whole):
 @settings(max_examples=10)
 @given(order=st.permutations(range(9)), size=st.integers(1, 9), iou=st.sampled_from([None, 0.3]))
 def test_any_order_and_batch_size_gives_the_lesions_and_outlines_of_the_whole_volumes(whole, order, size, iou):
-    options = ComparisonOptions(iou=iou, tolerance=2.0, spacing=(4.0, 1.0, 0.5), empty="skip")
+    options = EvalConfig(lesion_iou=iou, tolerance=2.0, spacing=(4.0, 1.0, 0.5), empty="skip")
     seen = Observations([NINE[i] for i in order], volumes=True, options=options)
     sums = [seen.add_batch(batch, rows) for batch, rows in batches(whole, order, size)]
     assert np.concatenate([part.tp for part in sums]).tolist() == whole.sums.tp[order].tolist()
@@ -152,7 +151,7 @@ def test_any_order_and_batch_size_gives_the_lesions_and_outlines_of_the_whole_vo
 
 
 def test_only_the_masks_of_patients_under_way_are_kept(whole):
-    seen, kept = Observations(NINE, volumes=True), []
+    seen, kept = Observations(NINE, volumes=True, options=EvalConfig()), []
     for batch, rows in batches(whole, list(range(9)), 2):
         seen.add_batch(batch, rows)
         kept.append({patient: len(slices) for patient, slices in seen._waiting.items()})
@@ -160,7 +159,7 @@ def test_only_the_masks_of_patients_under_way_are_kept(whole):
 
 
 def test_without_volumes_no_mask_is_kept(whole):
-    seen = Observations(NINE, volumes=False)
+    seen = Observations(NINE, volumes=False, options=EvalConfig())
     for batch, rows in batches(whole, list(range(9)), 4):
         seen.add_batch(batch, rows)
         assert not seen._waiting
@@ -169,7 +168,7 @@ def test_without_volumes_no_mask_is_kept(whole):
 
 
 def test_histograms_of_batches_are_added_up(whole):
-    seen = Observations(NINE, volumes=False)
+    seen = Observations(NINE, volumes=False, options=EvalConfig())
     for start in range(0, 9, 2):
         weight = (np.arange(9) >= start) & (np.arange(9) < start + 2)
         part = jax.device_get(MEASURE(LOGITS, MASKS, weight=weight.astype(np.float32)))
@@ -191,6 +190,6 @@ def test_a_lesion_through_slices_is_one_and_through_a_gap_two():
     plane[1:3, 1:3] = True
     for positions, lesions in (([1, 2, 3], 1), ([1, 2, 4], 2)):
         volume = stack_slices(positions, [plane] * 3)
-        found = measure_volume(volume, volume)
+        found = measure_volume(volume, volume, EvalConfig())
         assert [found[f"lesions_{name}"] for name in LesionCounts._fields] == [lesions] * 4
         assert (found["hausdorff"], found["surface_dice"], found["outcome"]) == (0, 1, "both")

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipeline.loader import eval_batches
+from experiments.config import EvalConfig
 from experiments.evaluation import Observations, evaluate_batches, measure_batch
 from experiments.evaluation_tables import lesion_figures, probability_figures, summarise_evaluation, surface_figures
 from experiments.prefetch import Prefetcher, SliceStore
@@ -47,7 +48,7 @@ def network(variables, images):
 def evaluated(devices: int, size: int) -> tuple:
     mesh = make_mesh(jax.devices()[:devices])
     step = compile_eval_step(mesh, apply_fn=network, loss=bce_loss, measure=measure_batch)
-    seen = Observations(ENTRIES, volumes=True)
+    seen = Observations(ENTRIES, volumes=True, options=EvalConfig())
     batches = eval_batches(Slices(), range(18), batch_size=size, threads=0)
     feed = Prefetcher(batches, SliceStore(Slices(), range(18), cache="none", threads=0, mesh=mesh).put)
     options = {"count": 18, "batch_size": size, "take": seen.add_batch}
