@@ -109,6 +109,12 @@ def test_every_page_is_on_the_site():
             assert f": {page.removeprefix('docs/')}\n" in navigation, page
 
 
+def test_a_warning_fails_the_site():
+    recipe = re.search(r"^docs:.*\n\t(.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+    assert "--strict" in recipe
+    assert "--quiet" not in recipe  # it hides warnings, also from --strict
+
+
 def test_the_site_loads_nothing_from_the_network():
     settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
     assert settings["theme"]["font"] is False
