@@ -3,7 +3,7 @@
 Importing this package initialises no device, parses no flag and changes no global state.
 """
 
-from jaxunet import checkpoint, compiler, distance, layers, losses, metrics, sharding, step, surface
+from jaxunet import augment, checkpoint, compiler, distance, layers, losses, metrics, sharding, step, surface
 from jaxunet.model import UNet
 from jaxunet.step import TrainState, abstract_state, eval_step, init_state, predict_step, train_step
 
@@ -13,6 +13,7 @@ __all__ = [
     "TrainState",
     "UNet",
     "abstract_state",
+    "augment",
     "checkpoint",
     "compiler",
     "distance",

@@ -1,4 +1,4 @@
-"""Gradients of a large batch in the memory of a small one."""
+"""Gradient accumulation: a large batch in the memory of a small one."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,49 +10,47 @@ from jax import Array, lax
 Gradient = Callable[[Any, Array], tuple[tuple[Array, Any], Any]]
 
 
-def accumulated(gradient: Gradient, parts: int) -> Gradient:
-    """Computes a gradient part by part, one after the other, and takes the mean.
+def accumulated(gradient: Gradient, microbatches: int) -> Gradient:
+    """Computes a gradient in microbatches, one after the other, and takes the mean.
 
-    The value becomes the mean of the parts' losses. For a mean over pixels, such as binary cross-entropy, that is the
-    loss of the whole batch. For a ratio of sums over the batch, such as Dice or Jaccard, it is another loss: the mean
-    over `parts` batches of `B / parts` images each.
-
-    Part i holds the rows `i, i + parts, i + 2 parts, ...`, so a batch that is split over devices stays where it is, and
-    the parts do not depend on the number of devices.
+    The loss becomes the mean of the microbatches' losses. For a mean over pixels, such as binary cross-entropy, that is
+    the loss of the whole batch. For a ratio of sums over the batch, such as Dice or Jaccard, it is another loss.
 
     Args:
-      gradient: `(batch, key) -> ((loss, rows), grads)`: `batch` a pytree of arrays `[B, ...]`, `rows` one of the same
-        leading axis, what is random drawn from `key`.
-      parts: divides B; with 1 the gradient is returned as it is, key and all.
+      gradient: `(batch, key) -> ((loss, rows), grads)`: `batch` is a pytree of arrays `[B, ...]`, `rows` one with the
+        same leading axis; all randomness comes from `key`.
+      microbatches: their number, which divides B; with 1 the gradient is returned unchanged.
 
     Returns:
-      A function of the same kind; each part draws from a key of its own.
+      A function of the same type; each microbatch has its own key.
 
     Raises:
-      ValueError: on calling it, a batch that does not divide.
+      ValueError: the batch of a call does not divide.
     """
-    if parts == 1:
+    if microbatches == 1:
         return gradient
 
     def split(array: Array) -> Array:
-        if array.shape[0] % parts:
-            raise ValueError(f"a batch of {array.shape[0]} does not divide into {parts} parts")
-        return array.reshape(-1, parts, *array.shape[1:]).swapaxes(0, 1)
+        if array.shape[0] % microbatches:
+            raise ValueError(f"a batch of {array.shape[0]} does not divide into {microbatches} microbatches")
+        # Microbatch i has the rows i, i + n, i + 2n, ...: rows of a sharded batch stay on their device, and the
+        # microbatches do not depend on the number of devices.
+        return array.reshape(-1, microbatches, *array.shape[1:]).swapaxes(0, 1)
 
     def join(array: Array) -> Array:
         return array.swapaxes(0, 1).reshape(-1, *array.shape[2:])
 
     def mean(batch: Any, key: Array) -> tuple[tuple[Array, Any], Any]:
-        batches, keys = jax.tree.map(split, batch), jax.random.split(key, parts)
+        batches, keys = jax.tree.map(split, batch), jax.random.split(key, microbatches)
 
-        def add(total: Any, part: tuple[Any, Array]) -> tuple[Any, Any]:
-            (value, rows), grads = gradient(*part)
+        def add(total: Any, microbatch: tuple[Any, Array]) -> tuple[Any, Any]:
+            (value, rows), grads = gradient(*microbatch)
             return jax.tree.map(jnp.add, total, (value, grads)), rows
 
         (value, _), grads = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], batches), keys[0])
         zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (value, grads))
         total, rows = lax.scan(add, zero, (batches, keys))
-        value, grads = jax.tree.map(lambda x: x / parts, total)
+        value, grads = jax.tree.map(lambda x: x / microbatches, total)
         return (value, jax.tree.map(join, rows)), grads
 
     return mean

@@ -1,9 +1,9 @@
 """Saving and restoring: numbered checkpoints through orbax, and weights alone in one file.
 
-A checkpoint is a directory named by its step. It holds a pytree of arrays and a JSON record: the format version, the
-shape, dtype and checksum of every leaf, and what the caller adds. It appears under its name only when it is complete,
-so a process killed while saving leaves the previous checkpoints and no half one. The checksums are compared before a
-checkpoint is used: the array files themselves can be damaged without any reader noticing.
+A checkpoint is a directory named by its step. It has a pytree of arrays and a JSON record: the format version, the
+shape, dtype and checksum of every leaf, and the caller's entries. It appears under its name only when it is complete,
+so a process killed while saving leaves the previous checkpoints and no partial one. Checksums are compared before a
+checkpoint is used, because no reader notices damage in the array files.
 """
 
 import contextlib
@@ -19,10 +19,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 FORMAT = 2
-"""Version of the checkpoint format; another one is refused."""
+"""Version of the checkpoint format; other versions are rejected."""
 
 
 class CheckpointError(RuntimeError):
@@ -32,7 +33,7 @@ class CheckpointError(RuntimeError):
 
 
 class DamagedError(CheckpointError):
-    """A checkpoint is there but its files are not what was written."""
+    """A checkpoint exists but its files are not what was written."""
 
 
 class Checkpoints:
@@ -40,9 +41,8 @@ class Checkpoints:
 
     Args:
       directory: created if missing.
-      keep: how many of the newest to keep; older ones, all written by this class, are removed after a save, and what a
-        killed save left behind is removed at once. None removes nothing: for a reader, beside which another process may
-        be saving.
+      keep: number of newest checkpoints to keep; older ones, all written by this class, are removed after a save, and
+        the remains of a killed save at once. None removes nothing, for readers while another process may be saving.
 
     Raises:
       CheckpointError: the directory cannot be read.
@@ -72,19 +72,19 @@ class Checkpoints:
         return None if newest is None else newest.step
 
     def save(self, step: int, tree: Any, record: Mapping[str, Any]) -> None:
-        """Saves a checkpoint and returns when it is complete on disk; a step that is there already is kept.
+        """Saves a checkpoint and returns when it is complete on disk; an existing step is kept.
 
         Args:
           step: its number.
           tree: pytree of arrays; every process of a distributed run calls this.
-          record: what JSON can hold, kept beside the arrays.
+          record: JSON values, saved with the arrays.
 
         Raises:
-          CheckpointError: it could not be written, for example on a full disk; older checkpoints are intact.
+          CheckpointError: it cannot be written, for example on a full disk; older checkpoints are intact.
         """
         if any(saved.step == step for saved in self._orbax.checkpoints):
             return  # a resumed run reaches the same step with the same arrays
-        content = {"leaves": describe(tree), "checksums": checksums(tree), "record": dict(record)}
+        content = {"leaves": leaf_shapes(tree), "checksums": checksums(tree), "record": dict(record)}
         content = json.loads(json.dumps(content))
         metadata = {"format": FORMAT, "sha256": _digest(content), **content}
         try:
@@ -99,14 +99,14 @@ class Checkpoints:
         """Restores a checkpoint.
 
         Args:
-          abstract: pytree of `jax.ShapeDtypeStruct` with shardings (or of arrays), as it was saved.
-          step: its number; None takes the newest.
+          abstract: pytree of `jax.ShapeDtypeStruct` with shardings (or of arrays), of the structure that was saved.
+          step: its number; None: the newest.
 
         Returns:
-          The tree, placed as `abstract` says, and the record.
+          The tree, with the shardings of `abstract`, and the record.
 
         Raises:
-          CheckpointError: there is none, it is of another format version, or a leaf has another shape or dtype.
+          CheckpointError: there is none, its format version differs, or a leaf has another shape or dtype.
           DamagedError: it cannot be read, or its arrays or its record are not those that were saved.
         """
         record = self.record(step)
@@ -126,7 +126,7 @@ class Checkpoints:
         return tree, record
 
     def set_aside(self, step: int) -> Path:
-        """Renames a damaged checkpoint to `<step>.corrupt`, where nothing looks for one, and returns its new path.
+        """Renames a damaged checkpoint to `<step>.corrupt`, which no reader considers, and returns its new path.
 
         Every process of a distributed run calls this.
         """
@@ -138,19 +138,17 @@ class Checkpoints:
         if jax.process_index() == 0:
             place.rename(target)
         if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
             multihost_utils.sync_global_devices(f"set aside {place}")
         self._open()
         return target
 
     @property
     def damaged(self) -> list[Path]:
-        """What was set aside."""
+        """Paths of the checkpoints that were set aside."""
         return sorted(self.directory.glob("*.corrupt*"))
 
     def record(self, step: int | None = None) -> dict[str, Any]:
-        """Reads the JSON record of a checkpoint without its arrays; raises CheckpointError as `restore`."""
+        """Reads the JSON record of a checkpoint without its arrays; raises CheckpointError like `restore`."""
         step = self.latest if step is None else step
         if step is None:
             raise CheckpointError(f"no checkpoint in {self.directory}: train first, or name another --run_dir")
@@ -158,7 +156,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """Releases orbax's threads."""
-        with contextlib.suppress(OSError, ValueError):  # of a failed save, which `save` has raised already
+        with contextlib.suppress(OSError, ValueError):  # a failed save, whose error `save` has raised already
             self._orbax.close()
 
     def __enter__(self) -> "Checkpoints":
@@ -186,7 +184,7 @@ class Checkpoints:
         return metadata
 
     def _compare(self, abstract: Any, saved: Mapping[str, Any], step: int | None) -> None:
-        expected = describe(abstract)
+        expected = leaf_shapes(abstract)
         problems = [f"{leaf} is missing" for leaf in sorted(expected.keys() - saved.keys())]
         problems += [f"{leaf} is unknown" for leaf in sorted(saved.keys() - expected.keys())]
         problems += [
@@ -202,13 +200,13 @@ class Checkpoints:
 
 
 class _Always:
-    """The caller decides when to save."""
+    """Save decision policy of orbax: the caller decides when to save."""
 
     def should_save(self, *_: Any, **__: Any) -> bool:
         return True
 
 
-def describe(tree: Any) -> dict[str, list[Any]]:
+def leaf_shapes(tree: Any) -> dict[str, list[Any]]:
     """Maps the path of each leaf to its shape and dtype, `{"params/head/bias": [[1], "float32"]}`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
@@ -218,10 +216,10 @@ def describe(tree: Any) -> dict[str, list[Any]]:
 
 
 def checksums(tree: Any) -> dict[str, int]:
-    """Maps the path of each leaf to a checksum of its bits, the same however the leaf is placed on devices."""
+    """Maps the path of each leaf to a checksum of its bits, which does not depend on its sharding."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    # One at a time: where leaves are divided among devices, each sum is a program with an exchange, and several of
-    # those under way at once can starve one another of the few threads of a CPU, for ever.
+    # One at a time: the sum of a leaf that is divided among devices is a program with communication, and several of
+    # these at once can deadlock on the few threads of a CPU.
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): int(jax.device_get(_checksum(_words(leaf))))
         for path, leaf in leaves
@@ -229,7 +227,7 @@ def checksums(tree: Any) -> dict[str, int]:
 
 
 def _words(leaf: Any) -> Any:
-    """Host arrays of 8 bytes an element as words of 4, which JAX would otherwise round."""
+    """Views host arrays of 8-byte elements as 4-byte words, because JAX would round them."""
     if isinstance(leaf, jax.Array) or np.dtype(leaf.dtype).itemsize <= 4:
         return leaf
     return np.ascontiguousarray(leaf).reshape(-1).view(np.uint32)
@@ -237,11 +235,11 @@ def _words(leaf: Any) -> Any:
 
 @jax.jit
 def _checksum(leaf: jax.Array) -> jax.Array:
-    """Sum of the elements' bits times the odd numbers, modulo 2^32: no single changed element goes unnoticed."""
+    """Sum of the elements' bits times odd numbers, modulo 2^32: it differs whenever a single element changes."""
     if leaf.dtype == jnp.bool_:
         leaf = leaf.astype(jnp.uint8)
     words = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
-    # a row-major position out of one iota an axis, so that an array split over devices is not gathered
+    # The row-major position, from one iota per axis, so that an array split over devices is not gathered.
     position, stride = jnp.zeros(leaf.shape, jnp.uint32), 1
     for axis in reversed(range(leaf.ndim)):
         position += jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis) * jnp.uint32(stride % 2**32)
@@ -254,7 +252,7 @@ def _digest(content: Any) -> str:
 
 
 def abstract_like(tree: Any, sharding: Any) -> Any:
-    """Shapes and dtypes of `tree`, all with one sharding or with a tree of them: what `Checkpoints.restore` takes."""
+    """Shapes and dtypes of `tree` with one sharding or a tree of them, as an argument of `Checkpoints.restore`."""
     one = isinstance(sharding, jax.sharding.Sharding)
     shardings = jax.tree.map(lambda _: sharding, tree) if one else sharding
     return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, shardings)
@@ -266,7 +264,7 @@ def megabytes(tree: Any) -> float:
 
 
 def free_megabytes(path: Path) -> float:
-    """Free space where `path` is, or will be, in MB."""
+    """Free disk space at `path`, which need not exist yet, in MB."""
     existing = next(p for p in [path, *path.parents] if p.exists())
     return shutil.disk_usage(existing).free / 1e6
 
@@ -290,10 +288,10 @@ def save_weights(path: str | Path, params: Any) -> None:
 
 
 def load_weights(path: str | Path) -> dict[str, Any]:
-    """Reads what `save_weights` wrote, as the nested dict that `UNet.apply({"params": ...})` takes.
+    """Reads a file of `save_weights`, as the nested dict for `UNet.apply({"params": ...})`.
 
     Raises:
-      CheckpointError: the file is missing, damaged or no file of arrays.
+      CheckpointError: the file is missing, damaged or not a file of arrays.
     """
     params: dict[str, Any] = {}
     try:

@@ -1,8 +1,8 @@
 """Exact Euclidean distances of pixels and voxels to the other side of a mask, inside jit.
 
-Every function takes masks `[B, H, W, K]` or `[B, D, H, W, K]` (images and channels are independent), and works under
-`jit`, `vmap` and a batch split over devices, without host callback and without communication between devices. Masks
-are constants: no gradient flows through a distance.
+Every function takes masks `[B, H, W, K]` or `[B, D, H, W, K]` (images and channels are independent) and works under
+`jit`, `vmap` and with a batch split over devices, without host callbacks or communication between devices. Masks are
+constants: no gradient flows through a distance.
 """
 
 import functools
@@ -15,36 +15,36 @@ from jax import Array, lax
 
 Spacing = float | Sequence[float] | None
 
-_FAR = 2**30  # stands for infinity among int32: no square of a distance reaches it, and adding one does not overflow
+_FAR = 2**30  # infinity in int32: larger than any squared distance, and adding one to it does not overflow
 
 
 def distance_transform(masks: Array, *, spacing: Spacing = None) -> Array:
     """Distance of every true pixel to the centre of the nearest false one, 0 at false pixels.
 
-    It is what `scipy.ndimage.distance_transform_edt` computes of every image and channel, except for an image without
-    a false pixel: there SciPy returns distances to a place outside the image, and this function infinity, the
-    smallest of no distances at all. It cannot be taken for a distance, and `jnp.isinf` finds it.
+    The same as `scipy.ndimage.distance_transform_edt` of every image and channel, except for an image without a false
+    pixel: there SciPy returns distances to a point outside the image, and this function infinity, the minimum of no
+    distances. It cannot be mistaken for a distance, and `jnp.isinf` finds it.
 
     Args:
       masks: `[B, H, W, K]` or `[B, D, H, W, K]`, bool or numbers; true where above 0.5.
-      spacing: distance between the centres of neighbouring pixels: one number for all axes, or one an axis, `(H, W)`
-        or `(D, H, W)`. None: 1.
+      spacing: distance between the centres of neighbouring pixels: one number for all axes, or one per axis,
+        `(H, W)` or `(D, H, W)`. None: 1.
 
     Returns:
       float32, same shape.
 
     Raises:
-      ValueError: masks of another rank, or 32768 and more pixels from corner to corner; a spacing that is not
-        positive, or not one an axis.
+      ValueError: masks of another rank, or with 32768 or more pixels from corner to corner; a spacing that is not
+        positive, or not one per axis.
     """
     return jnp.sqrt(squared_distance_transform(masks, spacing=spacing))
 
 
 def squared_distance_transform(masks: Array, *, spacing: Spacing = None) -> Array:
-    """Square of `distance_transform`, which is what is computed: whole numbers where `spacing` is None.
+    """Square of `distance_transform`, computed first; integers if `spacing` is None.
 
-    These are exact up to 2^24, the largest whole number up to which float32 has all (images of 2896 pixels square),
-    and correctly rounded above. With one spacing an axis, each square and each sum is rounded once.
+    They are exact up to 2^24, the range in which float32 has every integer (images of 2896 pixels square), and
+    correctly rounded above. With one spacing per axis, each square and each sum is rounded once.
 
     Source: the separable minimum of Saito and Toriwaki 1994, Pattern Recognition 27 (11).
     """
@@ -55,11 +55,11 @@ def squared_distance_transform(masks: Array, *, spacing: Spacing = None) -> Arra
 def boundary_distance(masks: Array, *, spacing: Spacing = None) -> Array:
     """Distance of every pixel to the nearest one of the other kind, 0 throughout an image of only one kind.
 
-    The sum of the distance transforms of a mask and of its complement, one spacing and more elsewhere: the weight map
+    The sum of the distance transforms of a mask and of its complement, elsewhere at least one spacing: the weight map
     of the Hausdorff losses (Karimi and Salcudean 2019, arXiv 1904.10030). Empty and full masks have no boundary; zero
-    takes them out of a loss that multiplies by the distance, which infinity would spoil.
+    removes them from a loss that multiplies by the distance.
 
-    Args and errors as in `distance_transform`. Returns float32, same shape.
+    Arguments and errors as in `distance_transform`. Returns float32, same shape.
     """
     masks = _prepare(masks)
     sides = distance_transform(jnp.concatenate([masks, ~masks], -1), spacing=spacing)
@@ -71,13 +71,13 @@ def boundary_distance(masks: Array, *, spacing: Spacing = None) -> Array:
 def signed_distance(masks: Array, *, spacing: Spacing = None) -> Array:
     """Signed distance to the rim of a mask, its outermost true pixels: positive outside, zero on it, negative inside.
 
-    The level-set map of the boundary loss, with the values that its authors' program gives: outside, the distance to
-    the nearest true pixel (1 and more); inside, minus the distance to the nearest false pixel, plus 1 (0 and less).
-    With a spacing, the 1 is the smallest spacing, which keeps the inside from becoming positive (the authors' program
-    adds 1 whatever the unit). An empty mask gives zero throughout, as theirs does; a full one too, where theirs keeps
-    SciPy's distances to a place outside the image.
+    The level-set map of the boundary loss, with the values of its authors' program: outside, the distance to the
+    nearest true pixel (at least 1); inside, minus the distance to the nearest false pixel, plus 1 (at most 0). With a
+    spacing, the 1 is the smallest spacing, so that the inside is not positive (the authors' program adds 1 in any
+    unit). Empty masks have zero everywhere, as in the authors' program, and so have full ones, where it keeps SciPy's
+    distances to a point outside the image.
 
-    Args and errors as in `distance_transform`. Returns float32, same shape.
+    Arguments and errors as in `distance_transform`. Returns float32, same shape.
 
     Source: Kervadec et al. 2019, arXiv 1812.07032.
     """
@@ -88,10 +88,10 @@ def signed_distance(masks: Array, *, spacing: Spacing = None) -> Array:
 
 
 def axis_spacing(spacing: Spacing, shape: tuple[int, ...]) -> tuple[float, ...]:
-    """Writes a spacing as one positive number for each spatial axis, of the sizes `shape`.
+    """Expands a spacing to one positive number per spatial axis of `shape`.
 
     Raises:
-      ValueError: neither one number nor one an axis, or not all positive and finite.
+      ValueError: neither one number nor one per axis, or not all positive and finite.
     """
     given = np.atleast_1d(np.asarray(1.0 if spacing is None else spacing, np.float64))
     if given.shape not in ((1,), (len(shape),)) or not np.all((given > 0) & np.isfinite(given)):
@@ -109,14 +109,14 @@ def _prepare(masks: Array) -> Array:
     return masks > 0.5
 
 
-@functools.partial(jax.jit, static_argnames="steps")  # else every call outside of a jit would compile the loop anew
+@functools.partial(jax.jit, static_argnames="steps")  # otherwise every call outside a jit compiles the loop again
 def _squared(masks: Array, steps: tuple[float, ...]) -> Array:
     if len(set(steps)) > 1:
         squared = jnp.where(masks, jnp.float32(np.inf), 0)
         for axis, step in enumerate(steps, start=1):
             squared = _nearest(squared, axis, np.float32(step))
         return squared
-    # In pixels, and in int32: on a CPU its minimum costs half of that of float32.
+    # In pixels and int32, whose minimum takes half the time of float32's on a CPU.
     pixels = jnp.where(masks, jnp.int32(_FAR), 0)
     for axis in range(1, masks.ndim - 1):
         pixels = _nearest(pixels, axis, np.int32(1))
@@ -124,14 +124,13 @@ def _squared(masks: Array, steps: tuple[float, ...]) -> Array:
 
 
 def _nearest(squared: Array, axis: int, step: np.number) -> Array:
-    """Takes the minimum over i of `squared[i] + (step (x - i))^2` for every x along an axis.
+    """Minimum over i of `squared[i] + (step (x - i))^2` for every x along an axis.
 
-    All pairs are tried. Per pixel that is as many additions as the axis is long, but of whole vectors of neighbouring
-    lines, without a branch, and as many for any mask. On two cores, 16 masks of 256x256 take half to four fifths of
-    SciPy's time. Lower envelopes (Felzenszwalb and Huttenlocher 2012) need stacks, which do not vectorise. Searching
-    outwards until no offset can help took three to five times as long where distances are long, and would make the
-    devices of a mesh wait for each other; one `min` over all pairs took four to eight times in float32, over forty in
-    int32.
+    All pairs are tried: one addition per pixel and position along the axis, but on whole vectors of neighbouring lines,
+    without branches, and independent of the mask. On two cores, 16 masks of 256x256 take 0.5 to 0.8 times as long as
+    with SciPy. Lower envelopes (Felzenszwalb and Huttenlocher 2012) need stacks, which do not vectorise. Searching
+    outwards until no offset can help was three to five times slower where distances are long, and devices would wait
+    for each other; one `min` over all pairs was four to eight times slower in float32, over forty times in int32.
     """
     lines = jnp.moveaxis(squared, axis, 1)
     table = lax.collapse(lines, 2)  # [B, N, lines]: long rows next to each other
@@ -140,6 +139,6 @@ def _nearest(squared: Array, axis: int, step: np.number) -> Array:
     def try_one(i: Array, best: Array) -> Array:
         return jnp.minimum(best, lax.dynamic_slice_in_dim(table, i, 1, 1) + (step * (x - i.astype(x.dtype))) ** 2)
 
-    # Eight to a pass: the best so far are read and written once for eight candidates.
+    # Unrolled, so the current minimum is read and written once for eight candidates.
     best = lax.fori_loop(0, table.shape[1], try_one, table, unroll=8)
     return jnp.moveaxis(best.reshape(lines.shape), 1, axis)

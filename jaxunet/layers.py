@@ -1,9 +1,9 @@
-"""Convolution, ReLU with dropout, up-convolution and max-pooling with the documented values, written for XLA.
+"""Convolution, ReLU with dropout, up-convolution and max-pooling: the reference's values, written for XLA.
 
-XLA's CPU backend does the gradients of `flax.linen.ConvTranspose` (strided) and of `flax.linen.max_pool`
-(select-and-scatter) slowly, and select-and-scatter has no deterministic form on GPUs. Both layers are small enough to
-be said in operations that every backend does well. ReLU and dropout are one function, for the sake of memory. The 3x3
-convolution is that of `jaxunet.convolution`. The tests compare value and gradient of each with the plain forms.
+On CPUs XLA is slow at the gradients of `flax.linen.ConvTranspose` (strided) and of `flax.linen.max_pool`
+(select-and-scatter, which is also not deterministic on GPUs). Both layers are written in operations that are fast on
+every backend. ReLU and dropout are one function to save memory. The 3x3 convolution is `jaxunet.convolution`. The tests
+compare value and gradient of each layer with the plain form.
 """
 
 import functools
@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxunet.convolution import conv3x3
 
 DRAWS = 2**16
-"""Different numbers that dropout draws."""
+"""Number of different values that dropout draws, of 16 bits each."""
 
 
 class Conv3x3(nn.Module):
@@ -32,24 +32,24 @@ class Conv3x3(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, *parts: Array) -> Array:
-        """Returns `[B, H, W, features]` in `dtype`; the channels of several inputs are taken as concatenated."""
-        channels = sum(part.shape[-1] for part in parts)
+    def __call__(self, *inputs: Array) -> Array:
+        """Returns `[B, H, W, features]` in `dtype`; several inputs are treated as concatenated along the channels."""
+        channels = sum(image.shape[-1] for image in inputs)
         kernel = self.param("kernel", nn.initializers.he_normal(), (3, 3, channels, self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        bias, *images = nn.dtypes.promote_dtype(bias, *parts, dtype=self.dtype)
+        bias, *images = nn.dtypes.promote_dtype(bias, *inputs, dtype=self.dtype)
         return conv3x3(tuple(images), kernel, bias)
 
 
 class ReluDropout(nn.Module):
     """ReLU, then dropout: `[B, H, W, C]` to the same shape.
 
-    A value is kept with the probability `1 - rate`, rounded to 16 bits, and divided by it. The numbers are drawn two
-    from a word of 32 bits, along the channels; they depend on the key named `"dropout"` and the shape only.
+    A value is kept with probability `1 - rate`, rounded to 16 bits, and divided by it. The random numbers depend only
+    on the key named `"dropout"` and the shape; each word of 32 bits supplies two neighbouring channels.
 
     Attributes:
       rate: share of values that are set to zero, at least 0 and below 1.
-      deterministic: leaves dropout out.
+      deterministic: no dropout.
     """
 
     rate: float
@@ -70,11 +70,11 @@ class ReluDropout(nn.Module):
 def relu(x: Array, keep: Array | None = None, scale: float = 1.0) -> Array:
     """`max(x, 0) * scale` where `keep`, 0 elsewhere. The gradient at `x = 0` is 0.
 
-    Where the result is positive, the input was, and was kept: the backward pass needs nothing but the result, which the
-    next convolution keeps anyway. `jax.nn.relu` and dropout on their own keep two inputs and a mask more.
+    A positive result means a positive, kept input, so the backward pass needs only the result, which the next
+    convolution keeps anyway. Separate `jax.nn.relu` and dropout would keep two inputs and a mask as well.
     """
-    # A convolution of cuDNN's can end with this maximum, and with no other form of it. On a CPU, XLA would compute a
-    # maximum a second time in the backward pass, and keep `x` for it too.
+    # cuDNN can fuse this maximum, and no other form of it, into a convolution. On a CPU, XLA would compute a maximum
+    # again in the backward pass and keep `x` for that.
     y = lax.platform_dependent(x, cuda=lambda x: jnp.maximum(x, 0), default=lambda x: jnp.where(x < 0, 0, x)) * scale
     return y if keep is None else jnp.where(keep, y, 0)
 
@@ -94,8 +94,8 @@ relu.defvjp(_relu_fwd, _relu_bwd)
 class Conv1x1(nn.Module):
     """Convolution 1x1: `[B, H, W, C]` to `[B, H, W, features]`; parameters as in `flax.linen.Conv`.
 
-    It is a matrix product, and said so: XLA's CPU backend computes the kernel's gradient of the convolution with a
-    window as large as the image.
+    Written as a matrix product: for a convolution, XLA's CPU backend would compute the kernel's gradient with a window
+    as large as the image.
 
     Attributes:
       features: number of output channels.
@@ -117,7 +117,7 @@ class Conv1x1(nn.Module):
 class UpConv(nn.Module):
     """Transposed convolution, kernel 2x2, stride 2: `[B, H, W, C]` to `[B, 2H, 2W, features]`.
 
-    Kernel and stride are equal, so no two windows overlap and the layer is one matrix product followed by a reshape.
+    Kernel and stride are equal, so windows do not overlap and the layer is one matrix product followed by a reshape.
 
     The kernel is `[2, 2, C, features]` in unflipped order, `out[2i+a, 2j+b] = x[i, j] @ kernel[a, b] + bias`. Keras
     stores the same numbers as `[2, 2, features, C]`; `flax.linen.ConvTranspose` flips the two spatial axes.
@@ -143,7 +143,7 @@ class UpConv(nn.Module):
 
 
 def _plus(x: Array, bias: Array) -> Array:
-    """`x + bias` in the dtype of `x`; the gradient of the bias is summed in its own, where bfloat16 would lose most."""
+    """`x + bias` in the dtype of `x`; the bias's gradient is summed in float32, as bfloat16 would lose most of it."""
     return x + jnp.broadcast_to(bias, x.shape).astype(x.dtype)
 
 
@@ -151,10 +151,8 @@ def _plus(x: Array, bias: Array) -> Array:
 def max_pool(x: Array) -> Array:
     """Maximum over 2x2 windows, stride 2: `[B, H, W, C]` to `[B, H/2, W/2, C]`, H and W even.
 
-    Where values tie, the whole gradient goes to the first pixel of the window in row-major order, as in TensorFlow and
-    `flax.linen.max_pool`. Ties are the common case, because the background of an MRI slice is constant. The gradient is
-    written at once, at the place that the forward pass keeps in a byte for each window: XLA's sum of four arrays with
-    gaps, one for each pixel of a window, takes twice as long or more.
+    If values tie, the whole gradient goes to the first pixel of the window in row-major order, as in TensorFlow and
+    `flax.linen.max_pool`. Ties are common, because the background of an MRI slice is constant.
 
     Raises:
       ValueError: H or W is odd.
@@ -163,7 +161,7 @@ def max_pool(x: Array) -> Array:
 
 
 def _max_and_place(x: Array) -> tuple[Array, Array]:
-    """The maximum and which of the four pixels it is, 0 to 3."""
+    """The maximum, and the index 0 to 3 of its pixel in the window, uint8."""
     if x.shape[1] % 2 or x.shape[2] % 2:
         raise ValueError(f"max_pool needs an even height and width, got images of {x.shape[1]}x{x.shape[2]}")
     rows = [[x[:, i::2, j::2] for j in range(2)] for i in range(2)]
@@ -173,12 +171,13 @@ def _max_and_place(x: Array) -> tuple[Array, Array]:
 
 
 def _first_max(a: Array, b: Array) -> tuple[Array, Array]:
-    # jnp.maximum would split the gradient of a tie; a comparison alone would lose a NaN in `a`.
+    # jnp.maximum would split the gradient of a tie; a plain comparison would lose a NaN in `a`.
     first = (a >= b) | jnp.isnan(a)
     return jnp.where(first, a, b), ~first
 
 
 def _max_pool_bwd(place: Array, g: Array) -> tuple[Array]:
+    # The gradient is written at once, from the saved index: at least twice as fast as XLA's sum of four strided arrays.
     b, h, w, c = g.shape
     places = jnp.arange(4, dtype=jnp.uint8).reshape(2, 1, 2, 1)
     spread = jnp.where(place[:, :, None, :, None] == places, g[:, :, None, :, None], 0)

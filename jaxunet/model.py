@@ -1,4 +1,4 @@
-"""The documented U-Net as one loop down and one loop up."""
+"""The reference's U-Net as one loop down and one loop up."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -24,8 +24,8 @@ class UNet(nn.Module):
       num_classes: output channels, each an independent sigmoid.
       dropout_rate: dropout rate per level of depth; `dropout_rate * num_layers` must stay below 1.
       dtype: dtype of the computation (float32 or bfloat16). Parameters and logits are float32.
-      remat: computes the convolutions of each level again in the backward pass in place of keeping what they gave:
-        the same values in less memory and more time.
+      remat: computes the convolutions of each level again in the backward pass instead of keeping their results: the
+        same values in less memory and more time.
 
     Source: Ronneberger et al. 2015, arXiv 1505.04597, with 'same' padding and dropout.
     """
@@ -68,12 +68,12 @@ class UNet(nn.Module):
     def _filters(self, level: int) -> int:
         return self.base_filters * 2**level
 
-    def _convolutions(self, parts: tuple[Array, ...], level: int, path: str, train: bool) -> Array:
+    def _convolutions(self, inputs: tuple[Array, ...], level: int, path: str, train: bool) -> Array:
         def conv(number: int) -> Conv3x3:
             return Conv3x3(self._filters(level), dtype=self.dtype, name=f"{path}{level}_conv{number}")
 
         dropout = ReluDropout(self.dropout_rate * level, deterministic=not train, name=f"{path}{level}_dropout")
-        return relu(conv(2)(dropout(conv(1)(*parts))))
+        return relu(conv(2)(dropout(conv(1)(*inputs))))
 
     def _check(self, images: Array) -> None:
         factor = 2**self.num_layers

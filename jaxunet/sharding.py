@@ -12,9 +12,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Builds the 1-D `("data",)` mesh over all devices of all processes (or the given ones).
 
-    The axis type is Auto, so the compiler places the collectives and a loss over the global batch stays one global
-    loss; `jax.make_mesh` would give explicit axes. Devices are ordered by process, so that each process holds
-    contiguous rows.
+    The axis type is Auto (`jax.make_mesh` makes explicit axes), so the compiler inserts the collectives and a loss over
+    the global batch stays one global loss. Devices are ordered by process, so each process has contiguous rows.
     """
     devices = sorted(jax.devices() if devices is None else devices, key=lambda d: (d.process_index, d.id))
     return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
@@ -31,7 +30,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(names: Iterable[str], mesh: Mesh) -> dict[str, NamedSharding]:
-    """Sharding of each part of a batch: its rows are split, `"pixels"` that they are taken from lie on every device."""
+    """Sharding of each array of a batch: rows are split, `"pixels"`, which they index, is copied to every device."""
     return {name: replicated(mesh) if name == "pixels" else split_rows(mesh) for name in names}
 
 
@@ -52,10 +51,10 @@ def split_largest_axes(tree: Any, mesh: Mesh) -> Any:
 
 
 def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Puts this process's rows of a batch on its devices; together the processes hold one global batch.
+    """Puts this process's rows of a batch on its devices, as its share of one global batch.
 
     Args:
-      batch: NumPy arrays, the first axis being this process's share of the global batch.
+      batch: NumPy arrays; the first axis is this process's share of the global batch.
       mesh: the mesh of `make_mesh`.
 
     Returns:
@@ -78,6 +77,6 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 def replicate_from_host(arrays: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """`replicate` of large NumPy arrays, without the comparison between processes that `device_put` makes of them."""
+    """`replicate` for large NumPy arrays; unlike `device_put` it does not compare them between processes."""
     place = partial(jax.make_array_from_callback, sharding=replicated(mesh))
     return {name: place(array.shape, data_callback=array.__getitem__) for name, array in arrays.items()}

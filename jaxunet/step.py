@@ -1,7 +1,7 @@
 """The pure steps of training, evaluation and prediction, and the one place where they are compiled.
 
-A step knows nothing of names or files: it is handed a model, an optimizer and a loss. Everything random is a function
-of (seed, step), so nothing random is stored and a resumed run repeats the uninterrupted one.
+A step receives a model, an optimizer and a loss, never names or files. All randomness is a function of (seed, step), so
+no random state is stored and a resumed run repeats the uninterrupted one.
 """
 
 import inspect
@@ -18,6 +18,7 @@ from jax import Array, lax
 from jax.sharding import Mesh
 
 from jaxunet.accumulate import accumulated
+from jaxunet.augment import Augment, augment_batch
 from jaxunet.compiler import compiler_options
 from jaxunet.metrics import PixelSums, pixel_sums
 from jaxunet.sharding import replicated, split_largest_axes, split_rows
@@ -28,7 +29,7 @@ Measure = Callable[..., Any]
 
 
 class TrainState(struct.PyTreeNode):
-    """What training changes.
+    """The state that training changes.
 
     Attributes:
       step: int32 scalar, finished training steps.
@@ -60,7 +61,7 @@ def init_state(
       The state at step 0.
 
     Raises:
-      ValueError: called inside another `jit` or transformation; `abstract_state` gives the shapes.
+      ValueError: called inside another `jit` or transformation; use `abstract_state` for the shapes.
     """
     return _initialiser(model, tx, image_shape)(jax.random.key(seed))
 
@@ -68,11 +69,11 @@ def init_state(
 def abstract_state(
     model: nn.Module, tx: optax.GradientTransformation, *, image_shape: tuple[int, int, int]
 ) -> TrainState:
-    """`init_state` with shapes and dtypes in place of arrays, computing nothing: what a checkpoint is restored into."""
+    """`init_state` with shapes and dtypes instead of arrays, without computing: what a checkpoint is restored to."""
     return _initialiser(model, tx, image_shape).eval_shape(jax.random.key(0))
 
 
-@lru_cache(maxsize=1)  # shapes and values of one state come from one trace, which takes a second
+@lru_cache(maxsize=1)  # shapes and values of one state share a trace, which takes a second
 def _initialiser(model: nn.Module, tx: optax.GradientTransformation, image_shape: tuple[int, int, int]) -> Any:
     def init(key: Array) -> TrainState:
         params = model.init(key, jnp.zeros((1, *image_shape), jnp.uint8))["params"]
@@ -84,24 +85,25 @@ def _initialiser(model: nn.Module, tx: optax.GradientTransformation, image_shape
 
 
 def train_step(
-    state: TrainState, batch: Batch, *, loss: Loss, seed: int, accumulate: int = 1
+    state: TrainState, batch: Batch, *, loss: Loss, seed: int, accumulate: int = 1, augment: Augment | None = None
 ) -> tuple[TrainState, dict[str, Any]]:
     """One step of gradient descent on the global batch.
 
-    A loss or gradient that is not finite leaves the state exactly as it was, its step count included.
+    If the loss or a gradient is not finite, the state stays exactly as it was, including its step count.
 
     Args:
       state: parameters and optimizer.
-      batch: `"image"` uint8 `[B, H, W, C]`, `"mask"` uint8 `[B, H, W, K]` in {0, 1}, `"weight"` float32 `[B]`. In place
-        of the first two, `"row"` int32 `[B]` and `"pixels"`, which holds them for `[N, ...]` slices: see `take_rows`.
+      batch: `"image"` uint8 `[B, H, W, C]`, `"mask"` uint8 `[B, H, W, K]` in {0, 1}, `"weight"` float32 `[B]`. Or, for
+        the first two, `"row"` int32 `[B]` and `"pixels"`, which has them for `[N, ...]` slices: see `take_rows`.
       loss: `(logits, masks, *, weight)`, or a plain `(logits, masks)`, to a scalar over the global batch. One that
-        takes `patient` gets the batch's index of patients, one that takes `step` the number of steps done.
-      seed: of dropout, which depends on (seed, step) only.
-      accumulate: parts that the batch is computed in, one after the other; the loss is the mean of the parts' losses,
-        see `jaxunet.accumulate`.
+        takes `patient` is passed the batch's patient index, one that takes `step` the number of finished steps.
+      seed: of dropout and augmentation, which depend on (seed, step) only.
+      accumulate: number of microbatches, computed one after the other; the loss is the mean of their losses, see
+        `jaxunet.accumulate`.
+      augment: changes each sample, see `jaxunet.augment`; None changes nothing and leaves images uint8.
 
     Returns:
-      The new state, and `"loss"`, `"grad_norm"`, `"finite"` (scalars) and `"sums"` (`PixelSums`, a row an image).
+      The new state, and `"loss"`, `"grad_norm"`, `"finite"` (scalars) and `"sums"` (`PixelSums`, one row per image).
     """
     loss = with_context(loss)
 
@@ -115,8 +117,11 @@ def train_step(
         (value, logits), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
         return (value, pixel_sums(logits, batch["mask"], weight=batch["weight"])), grads
 
+    batch = take_rows(batch)
+    if augment is not None:
+        batch = augment_batch(augment, batch, seed=seed, step=state.step)
     dropout = jax.random.fold_in(jax.random.key(seed), state.step)
-    (value, sums), grads = accumulated(gradient, accumulate)(take_rows(batch), dropout)
+    (value, sums), grads = accumulated(gradient, accumulate)(batch, dropout)
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
     state = lax.platform_dependent(finite, state, grads, cpu=_update_by_branch, default=_update_by_selection)
@@ -129,7 +134,7 @@ def _update(state: TrainState, grads: Any) -> TrainState:
 
 
 def _update_by_branch(finite: Array, state: TrainState, grads: Any) -> TrainState:
-    """On a CPU a fifth of the time that selecting every number takes; a GPU would wait for the host to branch."""
+    """On a CPU five times faster than selecting every number; a GPU would wait for the host to branch."""
     return lax.cond(finite, _update, lambda state, grads: state, state, grads)
 
 
@@ -151,16 +156,16 @@ def eval_step(
 
     Args:
       params: the network's parameters.
-      batch: as in `train_step`; rows of weight 0 are padding, at the end of the batch.
+      batch: as in `train_step`; rows of weight 0, at the end of the batch, are padding.
       step: finished training steps, for a loss whose weights follow a schedule.
       apply_fn: the network's `apply`.
-      loss: as in `train_step`; one that takes no weight is given the first `rows` rows only.
-      rows: rows that are no padding, static.
-      measure: `(logits, masks, *, weight)` to any arrays. By default `PixelSums` at a threshold of one half, a row an
-        image, zero for padding.
+      loss: as in `train_step`; one without `weight` is passed the first `rows` rows only.
+      rows: number of rows that are not padding, static.
+      measure: `(logits, masks, *, weight)` to any arrays. By default `PixelSums` at a threshold of one half, one row
+        per image, zero for padding.
 
     Returns:
-      The loss, a scalar, and what `measure` returns.
+      The loss, a scalar, and the result of `measure`.
     """
     batch = take_rows(batch)
     logits = apply_fn({"params": params}, batch["image"])
@@ -176,10 +181,10 @@ def predict_step(params: Any, images: Array, *, apply_fn: Callable[..., Any]) ->
 
 
 def with_context(loss: Loss, rows: int | None = None) -> Loss:
-    """Makes every loss a function `(logits, masks, *, weight, patient, step)` that is passed what it takes.
+    """Wraps a loss as `(logits, masks, *, weight, patient, step)`; it is passed only the arguments that it takes.
 
-    A plain `(logits, masks)` loss cannot leave padding out, so it is shown the first `rows` rows only (all if None). It
-    gets the masks as floats: in uint8, `2 * masks - 1` would be 255 where the mask is 0.
+    A plain `(logits, masks)` loss cannot exclude padding, so it is passed the first `rows` rows only (all if None), and
+    masks as floats: in uint8, `2 * masks - 1` would be 255 where the mask is 0.
     """
     taken = {"weight", "patient", "step"} & inspect.signature(loss).parameters.keys()
 
@@ -193,11 +198,11 @@ def with_context(loss: Loss, rows: int | None = None) -> Loss:
 
 
 def take_rows(batch: Batch) -> Batch:
-    """Puts images and masks in the place of the rows that name them; a batch that holds them is returned as it is.
+    """Replaces row indices by their images and masks; a batch that has these is returned unchanged.
 
     Args:
       batch: with `"row"` int32 `[B]`, within `[0, N)`, and `"pixels"`, `{"image": [N, H, W, C], "mask": [N, H, W, K]}`:
-        slices that stay on the device, so that a step is sent 4 bytes an image.
+        slices that stay on the device, so that a step receives 4 bytes per image.
     """
     if "pixels" not in batch:
         return batch
@@ -206,15 +211,15 @@ def take_rows(batch: Batch) -> Batch:
 
 
 def state_sharding(state: TrainState, mesh: Mesh, *, split_optimizer: bool) -> TrainState:
-    """Where each array of a train state lies: a copy on every device, or the optimizer's arrays divided among them.
+    """Sharding of each array of a train state: a copy on every device, or the optimizer's arrays divided among them.
 
-    Dividing changes no value but the order of sums. Adam's moments, twice the size of the parameters, then take 1/D of
-    their memory on each of D devices, and each device computes 1/D of the update.
+    Dividing changes values only by the order of sums. Adam's moments, twice the size of the parameters, then take 1/D
+    of their memory on each of D devices, and each device computes 1/D of the update.
 
     Args:
       state: arrays or shapes.
       mesh: the devices.
-      split_optimizer: divide.
+      split_optimizer: divide the optimizer's arrays.
 
     Returns:
       The state with a `NamedSharding` for each array.
@@ -231,6 +236,7 @@ def compile_train_step(
     loss: Loss,
     seed: int,
     accumulate: int = 1,
+    augment: Augment | None = None,
     state_sharding: TrainState | None = None,
     batch_sharding: Mapping[str, Any] | None = None,
 ) -> jax.stages.Wrapped:
@@ -238,16 +244,17 @@ def compile_train_step(
 
     Args:
       mesh: the devices.
-      loss: as in `train_step`.
-      seed: as in `train_step`.
-      accumulate: as in `train_step`.
-      state_sharding: of `state_sharding`; None: a copy on every device. Metrics are copied to every device.
-      batch_sharding: of `jaxunet.sharding.batch_sharding`, for a batch that names rows; None: all of it is split.
+      loss: this and the next three arguments as in `train_step`.
+      seed: see there.
+      accumulate: see there.
+      augment: see there.
+      state_sharding: from `state_sharding`; None: a copy on every device. Metrics are copied to every device.
+      batch_sharding: from `jaxunet.sharding.batch_sharding`, for a batch of row indices; None: all of it is split.
     """
     state = replicated(mesh) if state_sharding is None else state_sharding
     batch = split_rows(mesh) if batch_sharding is None else batch_sharding
     return jax.jit(
-        partial(train_step, loss=loss, seed=seed, accumulate=accumulate),
+        partial(train_step, loss=loss, seed=seed, accumulate=accumulate, augment=augment),
         in_shardings=(state, batch),
         out_shardings=(state, replicated(mesh)),
         donate_argnums=0,
@@ -265,8 +272,8 @@ def compile_eval_step(
 ) -> Callable[..., tuple[Array, Any]]:
     """Compiles `eval_step` over the mesh, as a function of `(params, batch, step=0, *, rows)`.
 
-    A loss that takes `weight` compiles once; a plain one compiles again for a last batch with padding. The batch is
-    sharded as in `compile_train_step`.
+    A loss that takes `weight` compiles once; a plain one compiles again for a last batch with padding. `batch_sharding`
+    as in `compile_train_step`.
     """
     batch = split_rows(mesh) if batch_sharding is None else batch_sharding
     weighted = "weight" in inspect.signature(loss).parameters

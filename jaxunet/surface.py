@@ -1,16 +1,15 @@
-"""Scores of a segmentation's outline: how far it is from the true one, and how much of it is right. On the host.
+"""Scores of a segmentation's outline: its distance from the true one, and the correct share of it. On the host.
 
-A case is one mask and its prediction: a slice `[H, W]` or a patient's volume `[D, H, W]`, bool or {0, 1}. Distances
-travel, scores are taken last: `surface_distances` measures once, and every score of distances reads the result.
-All is float64.
+A case is one mask and its prediction: a slice `[H, W]` or a patient's volume `[D, H, W]`, bool or {0, 1}.
+`surface_distances` measures once, and every score of distances reads the result. Everything is float64.
 
-The surface of a mask is its own outermost pixels: true ones of which one of the 4 (in a volume 6) neighbours that share
-a side is false or lies outside the image. Distances are between pixel centres. So do MONAI, medpy and Metrics Reloaded;
-DeepMind's `surface-distance` puts the surface between the pixels and weighs its pieces by area, which gives other
-numbers, closer to ours the larger the mask is.
+The surface of a mask is its outermost pixels: true ones with a false pixel, or the image's edge, among the 4 (in a
+volume 6) neighbours that share a side. Distances are between pixel centres, as in MONAI, medpy and Metrics Reloaded.
+DeepMind's `surface-distance` puts the surface between the pixels and weights its pieces by area; its numbers differ,
+less so for larger masks. A full mask is no exception: its surface is the image's edge.
 
-Empty masks have no surface, and this is what the scores give for them. `empty` is the project's one rule: under
-"perfect", the default, an empty prediction of an empty mask is right; under "skip" an empty mask does not count.
+Empty masks have no surface. `empty` is the project's one rule: under "perfect", the default, an empty prediction of an
+empty mask is correct; under "skip" an empty mask does not count.
 
 | score                                      | both empty | mask empty: false alarm | prediction empty: missed |
 |--------------------------------------------|------------|-------------------------|--------------------------|
@@ -18,12 +17,10 @@ Empty masks have no surface, and this is what the scores give for them. `empty` 
 | `average_surface_distance`                 | 0, or NaN  | the diagonal, or NaN    | the diagonal             |
 | `surface_dice_score`, `boundary_iou_score` | 1, or NaN  | 0, or NaN               | 0                        |
 
-A missed lesion always counts: left out as NaN, as peers do, it would favour a model that misses what it finds
-difficult. The distance to a surface that does not exist is infinite, and one such case would make a mean infinite; the
-image's diagonal, in units of the spacing, is longer than any distance within it, so that a miss scores worse than the
-worst possible hit, and means stay finite. (BraTS does the same with 374 mm.) Another number is an option, `missed`;
-`math.inf` is the mathematical one, for medians and ranks. A full mask is nothing special: its surface is the image's
-edge.
+A missed lesion always counts: ignoring it (NaN), as other libraries do, would favour a model that misses difficult
+lesions. Its distance is infinite, and one such case would make a mean infinite. The image's diagonal, in units of the
+spacing, is longer than any distance in the image, so a miss scores worse than the worst possible hit and means stay
+finite. (BraTS uses 374 mm in the same way.) `missed` sets another number; `math.inf` suits medians and ranks.
 
 Source: Maier-Hein, Reinke et al. 2024, Metrics Reloaded, Nature Methods 21, arXiv 2206.01653.
 """
@@ -33,6 +30,8 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
+from scipy import ndimage
+from scipy.spatial import KDTree
 
 from jaxunet.distance import Spacing, axis_spacing
 from jaxunet.losses.reduction import Empty
@@ -40,7 +39,7 @@ from jaxunet.losses.reduction import Empty
 Norm = Literal["euclidean", "chessboard"]
 Outcome = Literal["both", "missed", "false", "empty"]
 
-_ROUNDING = 1e-9  # of 0.1 + 0.2 <= 0.3, relative
+_ROUNDING = 1e-9  # relative tolerance, for comparisons such as 0.1 + 0.2 <= 0.3
 
 
 class SurfaceDistances(NamedTuple):
@@ -49,7 +48,7 @@ class SurfaceDistances(NamedTuple):
     Attributes:
       to_mask: `[P]` from each of the prediction's surface pixels to the mask's nearest; infinite if the mask is empty.
       to_prediction: `[M]` from each of the mask's surface pixels to the prediction's nearest, likewise.
-      diagonal: from corner to corner of the image, pixels' edges included; longer than any distance in it.
+      diagonal: from corner to corner of the image, including the pixels' edges; longer than any distance in it.
     """
 
     to_mask: np.ndarray
@@ -71,7 +70,7 @@ class SurfaceScores(NamedTuple):
       assd: average symmetric surface distance.
       surface_dice: share of both surfaces within the tolerance (NSD).
       boundary_iou: overlap of the bands along the inside of both outlines.
-      outcome: "both" have a lesion; it is "missed" (empty prediction); it is "false" (empty mask); both are "empty".
+      outcome: "both" have a lesion, the prediction "missed" it, it is a "false" alarm, or both are "empty".
     """
 
     hausdorff: float
@@ -88,10 +87,10 @@ class SurfaceSummary(NamedTuple):
     Attributes:
       mean: of each score over the scored cases; NaN without any.
       median: likewise.
-      scored: cases that have scores: all, or with `empty="skip"` those with a lesion.
-      missed: cases, scored or not, whose lesion the prediction misses altogether.
-      false: cases, scored or not, in which the prediction invents a lesion.
-      empty: cases, scored or not, with neither.
+      scored: number of cases with scores: all, or with `empty="skip"` those with a lesion.
+      missed: number of cases, scored or not, with a lesion and an empty prediction.
+      false: number of cases, scored or not, with a prediction and an empty mask.
+      empty: number of cases, scored or not, with neither.
     """
 
     mean: dict[str, float]
@@ -104,29 +103,25 @@ class SurfaceSummary(NamedTuple):
 
 def surface(mask: np.ndarray) -> np.ndarray:
     """Marks the surface pixels of a mask `[H, W]` or `[D, H, W]`: bool of the same shape."""
-    from scipy import ndimage  # late, as scipy takes a moment that importing the library should not
-
     mask = _binary("mask", mask)
     return mask & ~ndimage.binary_erosion(mask)
 
 
 def surface_distances(prediction: np.ndarray, mask: np.ndarray, *, spacing: Spacing = None) -> SurfaceDistances:
-    """Measures from every surface pixel of one segmentation to the nearest of the other.
+    """Distance from every surface pixel of one segmentation to the nearest of the other.
 
     Args:
       prediction: `[H, W]` or `[D, H, W]`, bool or {0, 1}.
       mask: the same shape, bool or {0, 1}.
-      spacing: distance between neighbouring pixels, one number or one an axis, in any unit. None: 1, pixels.
+      spacing: distance between neighbouring pixels, one number or one per axis, in any unit. None: 1, pixels.
 
     Returns:
       `SurfaceDistances`, in units of the spacing.
 
     Raises:
-      ValueError: shapes differ or are neither of a slice nor of a volume; values other than 0 and 1 (a probability must
-        be thresholded first); a spacing that is not positive, or not one an axis.
+      ValueError: shapes differ or are not those of a slice or volume; values other than 0 and 1 (threshold
+        probabilities first); a spacing that is not positive, or not one per axis.
     """
-    from scipy.spatial import KDTree
-
     prediction, mask = _case(prediction, mask)
     steps = np.array(axis_spacing(spacing, mask.shape))
     predicted, actual = (np.argwhere(surface(image)) * steps for image in (prediction, mask))
@@ -143,17 +138,17 @@ def surface_distances(prediction: np.ndarray, mask: np.ndarray, *, spacing: Spac
 def hausdorff_distance(
     distances: SurfaceDistances, *, percentile: float = 100.0, empty: Empty = "perfect", missed: float | None = None
 ) -> float:
-    """Hausdorff distance, or with `percentile=95` HD95, which a few stray pixels do not spoil.
+    """Hausdorff distance, or with `percentile=95` HD95, which a few stray pixels do not change.
 
-    The percentile is taken in each direction, with linear interpolation as NumPy's default, and the larger of the two
-    is the distance: so do Metrics Reloaded, MONAI and DeepMind. (medpy takes one percentile of both directions
-    together, in which the longer surface outvotes the other.)
+    The percentile is taken in each direction, with NumPy's linear interpolation, and the larger of the two is the
+    distance, as in Metrics Reloaded, MONAI and DeepMind. (medpy takes one percentile of both directions together, which
+    the longer surface dominates.)
 
     Args:
       distances: of a case.
       percentile: in [0, 100]; 100 is the maximum.
-      empty: "perfect" gives 0 where prediction and mask are empty; "skip" gives NaN where the mask is.
-      missed: the distance where only one of them is empty. None: the image's diagonal.
+      empty: "perfect": 0 if prediction and mask are empty; "skip": NaN if the mask is.
+      missed: the distance if only one of them is empty. None: the image's diagonal.
 
     Raises:
       ValueError: percentile out of range, an unknown `empty`, or a `missed` that is negative or NaN.
@@ -173,8 +168,8 @@ def average_surface_distance(
 ) -> float:
     """Average symmetric surface distance (ASSD): the mean over the pixels of both surfaces together.
 
-    So do MONAI (`symmetric=True`) and Metrics Reloaded. (medpy's `assd` is the mean of two means, elsewhere called
-    MASD.) Args and errors as in `hausdorff_distance`.
+    As in MONAI (`symmetric=True`) and Metrics Reloaded. (medpy's `assd` is the mean of two means, elsewhere called
+    MASD.) Arguments and errors as in `hausdorff_distance`.
 
     Source: Heimann et al. 2009, IEEE TMI 28 (8).
     """
@@ -190,16 +185,16 @@ def surface_dice_score(distances: SurfaceDistances, *, tolerance: float, empty: 
     Args:
       distances: of a case.
       tolerance: the accepted deviation, not negative, in units of the spacing; a distance of exactly this much is
-        accepted, whatever the rounding of its last digits (1e-9 of it).
-      empty: "perfect" gives 1 where prediction and mask are empty; "skip" gives NaN where the mask is.
+        accepted, up to a rounding of 1e-9 of it.
+      empty: "perfect": 1 if prediction and mask are empty; "skip": NaN if the mask is.
 
     Returns:
-      In [0, 1]; 0 where only one of them is empty.
+      In [0, 1]; 0 if only one of them is empty.
 
     Raises:
-      ValueError: a tolerance that is negative or not finite, or an unknown `empty`.
+      ValueError: a tolerance that is negative or not finite; an unknown `empty`.
 
-    Source: Nikolov et al. 2018, arXiv 1809.04430, with pixels for elements of the surface as in Seidlitz et al. 2021,
+    Source: Nikolov et al. 2018, arXiv 1809.04430, with pixels as elements of the surface, as in Seidlitz et al. 2021,
       arXiv 2111.05408.
     """
     if not 0 <= tolerance < math.inf:
@@ -220,10 +215,10 @@ def boundary_iou_score(
     norm: Norm = "euclidean",
     empty: Empty = "perfect",
 ) -> float:
-    """Boundary IoU: the Jaccard index of the bands that run along the inside of both outlines.
+    """Boundary IoU: the Jaccard index of the bands along the inside of both outlines.
 
-    The band of a mask is its pixels whose nearest pixel outside it is at most `width` away; beyond the image's edge all
-    is outside. Unlike the IoU, it does not forgive large objects a wrong outline.
+    The band of a mask is its pixels at most `width` from a pixel outside it; beyond the image's edge is outside. Unlike
+    the IoU, it also penalises wrong outlines of large objects.
 
     Args:
       prediction: `[H, W]` or `[D, H, W]`, bool or {0, 1}.
@@ -231,15 +226,15 @@ def boundary_iou_score(
       width: of the bands, in units of the spacing, at least the smallest spacing. None: 2 % of the image's diagonal as
         in the paper, rounded to whole pixels (of the smallest spacing) and at least one.
       spacing: as in `surface_distances`.
-      norm: "euclidean" measures as all else here. "chessboard" counts steps to any of 8 (26) neighbours: the number
-        that the authors' program gives, which erodes by squares; it knows no spacing.
-      empty: "perfect" gives 1 where prediction and mask are empty; "skip" gives NaN where the mask is.
+      norm: "euclidean" as elsewhere in this file. "chessboard" counts steps to any of 8 (26) neighbours, without a
+        spacing, as the authors' program does, which erodes by squares.
+      empty: "perfect": 1 if prediction and mask are empty; "skip": NaN if the mask is.
 
     Returns:
-      In [0, 1]; 0 where only one of them is empty.
+      In [0, 1]; 0 if only one of them is empty.
 
     Raises:
-      ValueError: as `surface_distances`; a width below the smallest spacing; a chessboard with a spacing; an unknown
+      ValueError: as `surface_distances`; a width below the smallest spacing; "chessboard" with a spacing; an unknown
         option.
 
     Source: Cheng et al. 2021, arXiv 2103.16562.
@@ -252,7 +247,9 @@ def boundary_iou_score(
         pixels = 0.02 * math.hypot(*np.multiply(steps, mask.shape)) / min(steps)
         width = max(1, round(pixels)) * min(steps)
     if not width >= min(steps):
-        raise ValueError(f"width={width}; expected at least the smallest spacing, {min(steps)}, else bands are empty")
+        raise ValueError(
+            f"width={width}; expected at least the smallest spacing, {min(steps)}, otherwise bands are empty"
+        )
     undefined = _without_surface(_outcome(bool(prediction.any()), bool(mask.any())), 1.0, 0.0, empty)
     if undefined is not None:
         return undefined
@@ -270,10 +267,10 @@ def surface_scores(
     empty: Empty = "perfect",
     missed: float | None = None,
 ) -> SurfaceScores:
-    """Scores a case: all of the above at once, and whether there was a lesion to compare.
+    """All scores of a case at once, and whether there was a lesion to compare.
 
-    Args and errors as in `surface_distances`, `surface_dice_score` (`tolerance`), `boundary_iou_score` (`width`) and
-    `hausdorff_distance` (`empty`, `missed`).
+    Arguments and errors as in `surface_distances`, `surface_dice_score` (`tolerance`), `boundary_iou_score` (`width`)
+    and `hausdorff_distance` (`empty`, `missed`).
     """
     distances = surface_distances(prediction, mask, spacing=spacing)
     return SurfaceScores(
@@ -286,8 +283,8 @@ def surface_scores(
     )
 
 
-def summarise(cases: Sequence[SurfaceScores]) -> SurfaceSummary:
-    """Takes means and medians over many cases, and counts those without anything to compare."""
+def summarise_surfaces(cases: Sequence[SurfaceScores]) -> SurfaceSummary:
+    """Means and medians over many cases, and the numbers of cases without anything to compare."""
     values = np.array([case[:-1] for case in cases], np.float64).reshape(len(cases), len(SurfaceScores._fields) - 1)
     scored = values[~np.isnan(values).any(1)]
     outcomes = [case.outcome for case in cases]
@@ -313,7 +310,7 @@ def _outcome(predicted: bool, actual: bool) -> Outcome:
 
 
 def _without_surface(outcome: Outcome, perfect: float, wrong: float, empty: Empty) -> float | None:
-    """Scores a case in which the prediction, the mask or both are empty; None where there is something to measure."""
+    """Score of a case in which the prediction, the mask or both are empty; None if both have a surface."""
     if empty not in ("perfect", "skip"):
         raise ValueError(f'empty={empty!r}; expected "perfect" or "skip"')
     if outcome == "both":
@@ -333,11 +330,9 @@ def _worst(distances: SurfaceDistances, missed: float | None) -> float:
 
 def _band(mask: np.ndarray, width: float, steps: tuple[float, ...], norm: Norm) -> np.ndarray:
     """Pixels of the mask at most `width` from its outside."""
-    from scipy import ndimage
-
     band = np.zeros_like(mask)
     for box in ndimage.find_objects(mask.astype(np.int8)):  # one, or none if the mask is empty
-        # Nothing outside the box is nearer than the frame of false pixels around it.
+        # The frame of false pixels around the box is at least as near as anything outside it.
         padded = np.pad(mask[box], 1)
         if norm == "euclidean":
             depth = ndimage.distance_transform_edt(padded, sampling=steps)

@@ -1,4 +1,4 @@
-"""The 3x3 convolution as XLA has it, for every platform without a form of its own, and what the other forms share."""
+"""The 3x3 convolution as one XLA operation, for platforms without a special form, and what all forms share."""
 
 import itertools
 from collections.abc import Sequence
@@ -7,18 +7,18 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-Parts = tuple[Array, ...]
-"""Images `[B, H, W, C_i]`, whose channels are taken as concatenated."""
+Inputs = tuple[Array, ...]
+"""Images `[B, H, W, C_i]`, treated as concatenated along the channels."""
 
 
-def forward(parts: Parts, kernel: Array, bias: Array) -> Array:
+def forward(inputs: Inputs, kernel: Array, bias: Array) -> Array:
     """`[B, H, W, D]`."""
-    return convolve(jnp.concatenate(parts, axis=-1), kernel) + bias
+    return convolve(jnp.concatenate(inputs, axis=-1), kernel) + bias
 
 
-def gradients(parts: Parts, kernel: Array, g: Array) -> tuple[Parts, Array]:
-    """Those of the parts and of the kernel, from that of the result, `[B, H, W, D]`."""
-    return jax.vjp(lambda parts, kernel: convolve(jnp.concatenate(parts, axis=-1), kernel), parts, kernel)[1](g)
+def gradients(inputs: Inputs, kernel: Array, g: Array) -> tuple[Inputs, Array]:
+    """Gradients of inputs and kernel, from that of the result, `[B, H, W, D]`."""
+    return jax.vjp(lambda inputs, kernel: convolve(jnp.concatenate(inputs, axis=-1), kernel), inputs, kernel)[1](g)
 
 
 def convolve(x: Array, kernel: Array) -> Array:
@@ -33,24 +33,24 @@ def kernel_gradient(x: Array, g: Array) -> Array:
 
 
 def varying_as(x: Array, other: Array) -> Array:
-    """`other` as something that differs between the devices, where `x` does inside of `jax.shard_map`.
+    """Marks `other` as varying over the devices of `jax.shard_map` over which `x` varies.
 
-    What arrives the same on all devices gets the sum of their gradients; this says where that sum is taken.
+    The gradient of a replicated array is summed over the devices; the mark decides where.
     """
     axes = tuple(jax.typeof(x).mat.varying - jax.typeof(other).mat.varying)
     return lax.pcast(other, axes, to="varying") if axes else other
 
 
-def split(joined: Array, parts: Sequence[Array], axis: int) -> list[Array]:
-    """Cuts an axis of C channels into as many as each part has."""
-    ends = itertools.accumulate(part.shape[-1] for part in parts)
+def split(joined: Array, inputs: Sequence[Array], axis: int) -> list[Array]:
+    """Splits an axis of C channels into the channels of each input."""
+    ends = itertools.accumulate(image.shape[-1] for image in inputs)
     return jnp.split(joined, list(ends)[:-1], axis=axis)
 
 
-def one_kernel_a_pixel(kernel: Array, pixels: int, before: int, after: int) -> Array:
-    """What several neighbours of a row are convolved with at once: zeros, and the kernel where each of them sees it.
+def kernel_per_pixel(kernel: Array, pixels: int, before: int, after: int) -> Array:
+    """One wide kernel for several neighbours in a row: for each of them the kernel at its position, zeros elsewhere.
 
-    `[3, W, C, D]` becomes `[3, before + W + after, C, pixels, D]`; the kernel of the first pixel begins at `before`.
+    `[3, W, C, D]` becomes `[3, before + W + after, C, pixels, D]`; the kernel of the first pixel starts at `before`.
     """
     shifts = [jnp.pad(kernel, ((0, 0), (before + j, after - j), (0, 0), (0, 0))) for j in range(pixels)]
     return jnp.stack(shifts, axis=3)

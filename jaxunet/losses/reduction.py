@@ -1,4 +1,4 @@
-"""The contract that every loss keeps: shapes, dtypes, weights, reductions and empty masks."""
+"""The contract of every loss: shapes, dtypes, weights, reductions and empty masks."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -8,24 +8,24 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 Reduce = Literal["batch", "image", "patient"]
-"""What gets a loss of its own: the whole batch, each image, or each patient's images together."""
+"""What has one loss value: the whole batch, each image, or the images of each patient together."""
 
 Empty = Literal["perfect", "skip"]
-"""What a group without a true pixel is worth, in losses and metrics alike.
+"""How a group without a true pixel counts, in losses and metrics alike.
 
-"perfect": an empty prediction of an empty mask is right (loss 0, score 1), any other wrong. "skip": the group does not
-count (loss 0 without gradient, score NaN and left out of every mean).
+"perfect": an empty prediction of an empty mask is correct (loss 0, score 1), any other wrong. "skip": the group does
+not count (loss 0 without gradient; score NaN, left out of every mean).
 """
 
 REDUCTIONS: tuple[str, ...] = ("batch", "image", "patient")
 
 
 class Inputs(NamedTuple):
-    """Arguments of a loss, checked and cast, with the sums over the groups that each get a loss.
+    """Checked and cast arguments of a loss, with sums over the groups that have one loss value each.
 
     Attributes:
-      logits: `[B, H, W, K]`, at least float32, zero where nothing counts.
-      masks: the same.
+      logits: `[B, H, W, K]`, at least float32, zero where the weight is zero.
+      masks: likewise.
       weight: `[B, 1, 1, 1]` or `[B, H, W, 1]`.
       reduce: what forms a group.
       group: int32 `[B]`, the row of the first image of each image's group.
@@ -55,10 +55,10 @@ class Inputs(NamedTuple):
     def total(self, values: Array) -> Array:
         """Sum of `values` `[B, H, W, K]` in each group.
 
-        Each image row is added up by a product with ones, because XLA's CPU backend adds the numbers of a plain sum one
-        after the other: four times slower, and two digits worse in float32. The barrier keeps what makes the values out
-        of that loop.
+        Each image row is summed by a product with ones: XLA's CPU backend computes a plain sum element by element, four
+        times slower and with two digits less in float32.
         """
+        # Without the barrier XLA fuses the computation of the values into that slow loop.
         rows = lax.optimization_barrier(values.reshape(*values.shape[:2], -1))
         ones = jnp.ones(rows.shape[2], rows.dtype)
         sums = lax.dot_general(rows, ones, (((2,), (0,)), ((), ())), precision=lax.Precision.HIGHEST)
@@ -69,7 +69,7 @@ class Inputs(NamedTuple):
         return ratio(self.total(self.weight * values), self.total_weight)
 
     def total_of_images(self, values: Array) -> Array:
-        """Sum of `values` `[B]` in each group: a scalar, or `[B]` with zero in rows that begin no group."""
+        """Sum of `values` `[B]` in each group: a scalar, or `[B]` with zero in rows that do not start a group."""
         if self.reduce == "batch":
             return jnp.sum(values)
         if self.reduce == "image":
@@ -77,12 +77,12 @@ class Inputs(NamedTuple):
         return jax.ops.segment_sum(values, self.group, num_segments=len(self.group))
 
     def mean_of_images(self, values: Array, weight: Array | None = None) -> Array:
-        """Reduces a loss that is per image by nature, `values` `[B]`, by the weight `[B]` of each image."""
+        """Weighted mean over each group of `values` `[B]`, of a loss that is defined per image."""
         weight = self.image_weight if weight is None else weight
         return ratio(self.total_of_images(weight * values), self.total_of_images(weight))
 
     def of_images(self, groups: Array) -> Array:
-        """What the group of each image has, `[B]`, of a result of `total`."""
+        """Spreads a result of `total` to the images of each group, `[B]`."""
         return jnp.broadcast_to(groups, self.group.shape) if self.reduce == "batch" else groups[self.group]
 
 
@@ -99,16 +99,16 @@ def prepare(
     Args:
       logits: `[B, H, W, K]`, any float dtype.
       masks: same shape, values in [0, 1], any dtype.
-      weight: None, `[B]` or `[B, H, W, 1]`; zero takes a sample or a pixel out, whatever is there (NaN included).
+      weight: None, `[B]` or `[B, H, W, 1]`; zero removes a sample or a pixel, even if it is NaN.
       reduce: "batch", "image" or "patient".
       patient: int `[B]`, equal for the images of one patient; any values. Only "patient" needs it.
-      empty: "skip" takes groups without a true pixel out.
+      empty: "skip" removes groups without a true pixel.
 
     Returns:
-      The inputs in at least float32 (float64 stays float64), zero where they do not count.
+      The inputs in at least float32 (float64 stays float64), zero where the weight is zero.
 
     Raises:
-      ValueError: shapes differ (`[B, H, W]` is never broadcast against `[B, H, W, 1]`), logits are no floats, `reduce`
+      ValueError: shapes differ (`[B, H, W]` is never broadcast against `[B, H, W, 1]`), logits are not floats, `reduce`
         or `empty` is unknown, or `reduce="patient"` without `patient`.
     """
     logits, masks = jnp.asarray(logits), jnp.asarray(masks)
@@ -124,7 +124,7 @@ def prepare(
     logits, masks = logits.astype(dtype), masks.astype(dtype)
     factors = _prepare_weight(weight, logits.shape).astype(dtype)
     if weight is not None:
-        # Zero times NaN is NaN: what is left out must not reach the arithmetic.
+        # Zero times NaN is NaN, so excluded values must not reach the arithmetic.
         logits, masks = jnp.where(factors != 0, logits, 0), jnp.where(factors != 0, masks, 0)
     inputs = Inputs(logits, masks, factors, reduce, _groups(len(logits), reduce, patient))
     if empty == "perfect":
@@ -134,17 +134,17 @@ def prepare(
 
 
 def averaged(loss: Callable[..., Array], over: Reduce) -> Callable[..., Array]:
-    """Makes a scalar of a loss of groups: the mean over the images, or over the patients, that count.
+    """Turns a loss into its mean over the images, or the patients, that have weight.
 
     `averaged(dice_loss, "patient")` is one minus the mean soft Dice of the patients in a batch; the plain `dice_loss`
-    takes the batch as one image.
+    treats the batch as one image.
 
     Args:
       loss: a loss of this package's signature.
-      over: "image" or "patient"; "batch" returns the loss as it is.
+      over: "image" or "patient"; "batch" returns the loss unchanged.
 
     Returns:
-      `(logits, masks, *, weight=None, patient=None, **options)` to a scalar: 0 where nothing counts.
+      `(logits, masks, *, weight=None, patient=None, **options)` to a scalar; 0 where nothing has weight.
     """
     if over == "batch":
         return loss
@@ -169,7 +169,7 @@ def ratio(numerator: Array, denominator: Array) -> Array:
 def power(share: Array, exponent: float | Array) -> Array:
     """`share ** exponent` of shares in [0, 1]; a root has gradient zero at zero, where it is infinite."""
     if isinstance(exponent, int | float) and exponent >= 1 and exponent == int(exponent):
-        return share ** int(exponent)  # products, where a power of floats takes a logarithm and an exponential
+        return share ** int(exponent)  # products; a power of floats needs a logarithm and an exponential
     positive = share > 0
     return jnp.where(positive, jnp.where(positive, share, 1) ** exponent, 0)
 

@@ -6,17 +6,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxunet.losses.entry import Loss
+from jaxunet.losses.entry import register
 from jaxunet.losses.morphology import skeleton
 from jaxunet.losses.reduction import Empty, Reduce, prepare, ratio
 from jaxunet.losses.region.overlap import smooth_where_empty
 
+__all__ = ["cl_dice_loss", "ms_ssim_loss", "ssim_loss"]
+
 SCALE_POWERS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-"""How much each scale of MS-SSIM counts, from fine to coarse (Wang et al. 2003, section 3.2)."""
+"""Exponents of the scales of MS-SSIM, from fine to coarse (Wang et al. 2003, section 3.2)."""
 
-_LEAST_SIMILARITY = 1e-3
+_LEAST_SIMILARITY = 1e-3  # below it a similarity is replaced, see `ms_ssim_loss`
 
 
+@register("structural", range=(0, 2), symmetric=True, positional=True)
 def ssim_loss(
     logits: Array,
     masks: Array,
@@ -30,23 +33,18 @@ def ssim_loss(
     k1: float = 0.01,
     k2: float = 0.03,
 ) -> Array:
-    """One minus the structural similarity of probabilities and masks (dynamic range 1, windows inside the image only).
+    """One minus the structural similarity, in [0, 2]; above 1 where prediction and mask are anticorrelated.
 
-    A pixel of weight zero takes every window that contains it out: a window counts by the smallest weight in it. SSIM
-    is per image by nature; "batch" and "patient" are means over images. Other arguments and errors: see
-    `jaxunet.losses`.
+    Defined per image, with dynamic range 1 and windows that are inside the image. A window has the smallest weight in
+    it, so a pixel of weight zero removes every window that contains it.
+
+    Formula: `1 - mean((2 mu_p mu_g + k1^2)(2 cov_pg + k2^2) / ((mu_p^2 + mu_g^2 + k1^2)(var_p + var_g + k2^2)))`
 
     Options:
-      window: side of the Gaussian window in pixels; H and W are at least this.
+      window: side of the Gaussian window in pixels; a smaller image is a ValueError.
       sigma: standard deviation of the window in pixels.
       k1: stabilises the luminance term.
       k2: stabilises the contrast term.
-
-    Returns:
-      The loss, in [0, 2]: above 1 where prediction and mask are anticorrelated.
-
-    Raises:
-      ValueError: the image is smaller than the window.
 
     Source: Wang et al. 2004, Image Quality Assessment: From Error Visibility to Structural Similarity, eq. 13.
     """
@@ -60,6 +58,7 @@ def ssim_loss(
     return x.mean_of_images(per_image, total / per_window[0].size)
 
 
+@register("structural", range=(0, 1), symmetric=True, positional=True)
 def ms_ssim_loss(
     logits: Array,
     masks: Array,
@@ -74,30 +73,23 @@ def ms_ssim_loss(
     k1: float = 0.01,
     k2: float = 0.03,
 ) -> Array:
-    """One minus the multi-scale structural similarity, `1 - SSIM_M^w_M product(CS_j^w_j, j < M)`.
+    """One minus the multi-scale structural similarity, in [0, 1]. Defined per image and channel.
 
-    Each scale halves the last by 2x2 means (an odd last row or column is left out). `CS` is the mean of SSIM's contrast
-    and structure terms; the coarsest scale has the whole of SSIM. Scales smaller than the window are dropped, and the
-    powers of the others divided by their sum: five need 176 pixels, and below 22 SSIM alone is left.
+    Each scale halves the previous one by 2x2 means (an odd last row or column is dropped). `CS` is the mean of SSIM's
+    contrast and structure terms; the coarsest scale uses all of SSIM. Scales smaller than the window are dropped and
+    the remaining powers divided by their sum: five scales need 176 pixels, and below 22 only SSIM is left.
 
-    A similarity `s` below 0.001, which may be negative and has no power then, is continued by `0.001^2 / (0.002 - s)`:
-    positive, and smooth enough to learn from, where others take zero, which has no gradient.
+    A similarity `s` below 0.001 may be negative and have no power. It is replaced by `0.001^2 / (0.002 - s)`, which is
+    positive and has a gradient; other programs use zero, which has none.
 
-    A pixel of weight zero takes every window that contains it out, at every scale, as in `ssim_loss`. MS-SSIM is per
-    image and channel by nature; "batch" and "patient" are means. Other arguments and errors: see `jaxunet.losses`.
+    Formula: `1 - SSIM_M^w_M product(CS_j^w_j, j < M), of the M scales that fit the window`
 
     Options:
-      powers: how much each scale counts, from fine to coarse; they also say how many there are at most.
-      window: side of the Gaussian window in pixels; H and W are at least this.
-      sigma: standard deviation of the window in pixels.
-      k1: stabilises the luminance term.
-      k2: stabilises the contrast term.
-
-    Returns:
-      The loss, in [0, 1].
-
-    Raises:
-      ValueError: the image is smaller than the window.
+      powers: `w`, the exponent of each scale from fine to coarse; their number is the maximum of scales.
+      window: as in `ssim_loss`, at every scale.
+      sigma: as in `ssim_loss`.
+      k1: as in `ssim_loss`.
+      k2: as in `ssim_loss`.
 
     Source: Wang et al. 2003, Multi-Scale Structural Similarity for Image Quality Assessment (Asilomar), eq. 7.
     """
@@ -122,6 +114,15 @@ def ms_ssim_loss(
     return x.mean_of_images(1 - jnp.mean(product, -1), image_weight)
 
 
+@register(
+    "structural",
+    range=(0, 1),
+    on_empty="0 for every prediction without a skeleton: no gradient where it is flat or its regions are wide",
+    symmetric=True,
+    positional=True,
+    piecewise=True,
+    learns_from_empty=False,
+)
 def cl_dice_loss(
     logits: Array,
     masks: Array,
@@ -133,22 +134,18 @@ def cl_dice_loss(
     iterations: int = 3,
     smooth: float | Array = 1.0,
 ) -> Array:
-    """Soft centreline Dice, `1 - 2 T_p T_s / (T_p + T_s)`: whether each skeleton lies within the other region.
+    """Soft centreline Dice, in [0, 1]: whether each skeleton lies within the other region.
 
-    `T_p = (sum(S(p) g) + s) / (sum(S(p)) + s)` is the precision of the prediction's skeleton, `T_s` with the two
-    exchanged the sensitivity; `S` is the soft skeleton (`jaxunet.losses.morphology.skeleton`). Made for thin and
-    branching structures. Regions wider than twice `iterations` have no skeleton in their middle, and a flat prediction
-    has none at all: it is meant beside a loss of regions, as in `dice_cl_dice_loss`.
+    Made for thin and branching structures. Regions wider than twice `iterations` have no skeleton in their middle, and
+    a flat prediction has none at all, so it is meant to be combined with a region loss, as in `dice_cl_dice_loss`.
+    Pixels without weight are background for their neighbours.
 
-    Pixels without weight count as background for their neighbours. Where equal pixels compete for an erosion, the
-    gradient goes to one of them (see `jaxunet.losses.morphology`). Other arguments and errors: see `jaxunet.losses`.
+    Formula: `1 - 2 T_p T_s / (T_p + T_s), T_p = (sum(S(p) g) + smooth) / (sum(S(p)) + smooth), T_s the
+    same of S(g) p; S: skeleton`
 
     Options:
-      iterations: erosions of the skeleton, at least 0; about half the width of the widest structure.
-      smooth: `s`, added above and below; at least 1 where the masks of a group have no skeleton.
-
-    Returns:
-      The loss, in [0, 1].
+      iterations: at least 0, erosions of the skeleton; about half the width of the widest structure.
+      smooth: raised to at least 1 where the masks of a group have no skeleton.
 
     Source: Shit et al. 2021, arXiv 2003.07311, eq. 1 and algorithm 2.
     """
@@ -171,8 +168,8 @@ def _check_size(shape: tuple[int, ...], window: int) -> None:
 def _similarity_maps(x: Array, y: Array, window: int, sigma: float, c1: float, c2: float) -> tuple[Array, Array]:
     """Luminance, and contrast times structure, of each window: both `[B, H - window + 1, W - window + 1, K]`.
 
-    Products are written by the difference, `2xy = x^2 + y^2 - (x - y)^2`: each factor is then one minus a share that
-    vanishes where prediction and mask agree. The plain form loses four digits of it in float32.
+    Products are written with the difference, `2xy = x^2 + y^2 - (x - y)^2`, so each factor is one minus a share that
+    vanishes where prediction and mask agree. The plain form loses four digits in float32.
     """
     difference = x - y
     mean_x, mean_y, mean_difference_squares, mean_squares = _blur(
@@ -185,25 +182,25 @@ def _similarity_maps(x: Array, y: Array, window: int, sigma: float, c1: float, c
 
 
 def _positive(similarity: Array) -> Array:
-    """Continues what is below the least similarity by a positive function, with the same value and slope there."""
+    """Replaces what is below the least similarity by a positive function with the same value and slope there."""
     small = similarity < _LEAST_SIMILARITY
     bounded = jnp.where(small, similarity, 0)
     return jnp.where(small, _LEAST_SIMILARITY**2 / (2 * _LEAST_SIMILARITY - bounded), similarity)
 
 
 def _blocks(images: Array) -> Array:
-    """Blocks of 2x2 pixels, `[B, H // 2, 2, W // 2, 2, K]`; an odd last row or column is left out."""
+    """Blocks of 2x2 pixels, `[B, H // 2, 2, W // 2, 2, K]`; an odd last row or column is dropped."""
     b, h, w, k = images.shape
     even = images[:, : h // 2 * 2, : w // 2 * 2]
     return even.reshape(b, h // 2, 2, w // 2, 2, k)
 
 
 def _blur(maps: Array, window: int, sigma: float) -> Array:
-    """Gaussian blur of `[N, B, H, W, K]` over windows that lie inside the image.
+    """Gaussian blur of `[N, B, H, W, K]` over windows inside the image.
 
-    A separable blur is a product with a band matrix on each side: the fastest form on every backend for the image sizes
-    at hand, and its gradient is again two matrix products. Highest precision, because TF32 would cost three digits of a
-    difference of nearly equal numbers.
+    A separable blur is a product with a band matrix on each side: the fastest form on every backend at these image
+    sizes, and its gradient is again two matrix products. TF32 would lose three digits of a difference of nearly equal
+    numbers, hence the highest precision.
     """
     rows = jnp.asarray(_band_matrix(maps.shape[2], window, sigma), maps.dtype)
     columns = jnp.asarray(_band_matrix(maps.shape[3], window, sigma), maps.dtype)
@@ -226,39 +223,3 @@ def _window_weight(weight: Array, window: int) -> Array:
     if weight.shape[1:] == (1, 1, 1):
         return weight
     return lax.reduce_window(weight, jnp.inf, lax.min, (1, window, window, 1), (1, 1, 1, 1), "VALID")
-
-
-ENTRIES = {
-    "ssim": Loss(
-        ssim_loss,
-        "structural",
-        "1 - SSIM(p, g), 11x11 Gaussian window",
-        "Wang et al. 2004, Image Quality Assessment, eq. 13",
-        range=(0, 2),
-        on_empty="0 for the empty prediction; every pixel is pushed down",
-        symmetric=True,
-        positional=True,
-    ),
-    "ms_ssim": Loss(
-        ms_ssim_loss,
-        "structural",
-        "1 - SSIM_M^w_M product(CS_j^w_j, j < M), the scales of at least 11 pixels among 5",
-        "Wang et al. 2003, Multi-Scale Structural Similarity, eq. 7",
-        range=(0, 1),
-        on_empty="0 for the empty prediction; every pixel is pushed down",
-        symmetric=True,
-        positional=True,
-    ),
-    "cl_dice": Loss(
-        cl_dice_loss,
-        "structural",
-        "1 - 2 T_p T_s / (T_p + T_s), T_p = (sum(S(p) g) + 1) / (sum(S(p)) + 1), T_s the same of S(g) p; S: skeleton",
-        "Shit et al. 2021, arXiv 2003.07311",
-        range=(0, 1),
-        on_empty="0 for every prediction without a skeleton: no gradient where it is flat or its regions are wide",
-        symmetric=True,
-        positional=True,
-        piecewise=True,
-        learns_from_empty=False,
-    ),
-}

@@ -1,7 +1,7 @@
-"""Sums over pixels, image by image: what every score of a segmentation is computed from.
+"""Sums over the pixels of each image, from which every score of a segmentation is computed.
 
-`pixel_sums` runs on the device, inside jit, and gives one row of sums an image. Rows add up over any grouping: a batch,
-a patient, a whole test set, all hosts. Added on the host (`add`, `group`) counts are int64 and exact at any size, where
+`pixel_sums` runs on the device, inside jit, and returns one row of sums per image. Rows add up over any grouping: a
+batch, a patient, a whole test set, all hosts. On the host (`add`, `group`) counts are int64 and exact at any size;
 float32 would stop counting at 2^24, which is 256 slices of 256x256.
 """
 
@@ -13,6 +13,8 @@ import numpy as np
 from jax import Array
 
 from jaxunet.losses.reduction import prepare
+
+__all__ = ["PixelSums", "above", "add", "group", "pixel_sums"]
 
 
 class PixelSums(NamedTuple):
@@ -38,10 +40,10 @@ class PixelSums(NamedTuple):
 
 
 def above(logits: Array, threshold: float | Array = 0.5) -> Array:
-    """Thresholds probabilities, from logits: bool, the shape of `logits`.
+    """Whether the probability of each logit is greater than a threshold: bool, the shape of `logits`.
 
-    A pixel is positive where its probability is greater than `threshold`: one of exactly 0.5 is negative at 0.5, and so
-    is NaN. At a threshold of 0 every pixel is positive, at 1 none.
+    A probability of exactly 0.5 is negative at 0.5, and so is NaN. At a threshold of 0 every pixel is positive, at 1
+    none.
 
     Args:
       logits: unnormalised scores of any shape and float dtype; compared in at least float32.
@@ -50,18 +52,18 @@ def above(logits: Array, threshold: float | Array = 0.5) -> Array:
     logits = jnp.asarray(logits)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     threshold = jnp.asarray(threshold, logits.dtype)
-    return logits > jnp.log(threshold / (1 - threshold))  # in this form exactly 0 at 0.5
+    return logits > jnp.log(threshold / (1 - threshold))  # this form is exactly 0 at 0.5
 
 
 def pixel_sums(
     logits: Array, masks: Array, *, weight: Array | None = None, threshold: float | Array = 0.5
 ) -> PixelSums:
-    """Counts pixels and sums probabilities, image by image.
+    """Counts pixels and sums probabilities of each image.
 
     Args:
       logits: `[B, H, W, K]` unnormalised scores.
       masks: same shape, values in {0, 1}.
-      weight: `[B]` or `[B, H, W, 1]`; zero takes a sample or a pixel out, anything above counts it once.
+      weight: `[B]` or `[B, H, W, 1]`; zero removes a sample or a pixel, any other value counts it once.
       threshold: a pixel is positive where its probability is above this (see `above`).
 
     Returns:
@@ -92,7 +94,7 @@ def pixel_sums(
 
 
 def add(sums: PixelSums) -> PixelSums:
-    """Adds rows `[N]` up to scalars, on the host in int64 and float64."""
+    """Adds rows `[N]` into scalars, on the host in int64 and float64."""
     return PixelSums(*(np.sum(np.asarray(s), dtype=np.int64 if i < 4 else np.float64) for i, s in enumerate(sums)))
 
 
@@ -107,14 +109,14 @@ def group(sums: PixelSums, labels: Sequence[Any] | np.ndarray) -> tuple[np.ndarr
       The distinct labels `[G]`, sorted, and their sums `[G]`.
 
     Raises:
-      ValueError: not one label a row.
+      ValueError: the numbers of labels and rows differ.
     """
     names, index = np.unique(np.asarray(labels), return_inverse=True)
 
     def total_of(values: Any, dtype: Any) -> np.ndarray:
         values = np.asarray(values)
         if values.shape != index.shape:
-            raise ValueError(f"labels {index.shape} for rows of sums {values.shape}: expected one label a row")
+            raise ValueError(f"labels {index.shape} for rows of sums {values.shape}: expected one label per row")
         result = np.zeros(len(names), dtype)
         np.add.at(result, index, values)
         return result

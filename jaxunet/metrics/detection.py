@@ -1,7 +1,7 @@
-"""Scores of lesions instead of pixels: which are found, and which are invented. Computed on the host.
+"""Scores of lesions instead of pixels: which are found, and which predicted ones are false. Computed on the host.
 
-A lesion is a connected component of a mask, in a slice or in a volume; what "connected" means changes their number, and
-so does what counts as found, so both are said with every figure. Counts travel (`LesionCounts`), ratios are taken last.
+A lesion is a connected component of a mask, in a slice or in a volume. The definitions of "connected" and of "found"
+change the numbers, so state both with every result. Counts are added first (`LesionCounts`), ratios are taken last.
 
 Source: Maier-Hein, Reinke et al. 2024, Metrics Reloaded, Nature Methods 21, arXiv 2206.01653 (object detection).
 """
@@ -10,22 +10,35 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from scipy import ndimage
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from jaxunet.metrics.counts import PixelSums, group
 
+__all__ = [
+    "FalsePositiveSlices",
+    "LesionCounts",
+    "false_positive_slices",
+    "lesion_counts",
+    "lesion_precision_score",
+    "lesion_sensitivity_score",
+]
+
 Connectivity = Literal[4, 8, 6, 18, 26]
 
+# By dimensions of the mask: connectivity to SciPy's rank, the most axes along which neighbours may differ.
 _RANK: dict[int, dict[int, int]] = {2: {4: 1, 8: 2}, 3: {6: 1, 18: 2, 26: 3}}
 
 
 class LesionCounts(NamedTuple):
-    """Connected components of a mask and of its prediction; add them up over slices or patients.
+    """Connected components of a mask and of its prediction, to be added over slices or patients.
 
     Attributes:
       actual: lesions in the mask.
-      found: those of them that the prediction finds.
+      found: those that the prediction finds.
       predicted: lesions in the prediction.
-      right: those of them that are in the mask.
+      right: those that are in the mask.
     """
 
     actual: Any
@@ -44,18 +57,16 @@ def lesion_counts(
       mask: the same shape, positive where not zero.
       connectivity: neighbours of a pixel that belong to the same lesion. In a slice 4 (sides) or 8 (and corners), in a
         volume 6 (faces), 18 (and edges) or 26 (and corners). None: 8 or 26.
-      iou: None: lesions correspond where they share a pixel; one may correspond to many. A number in (0, 1]: where
-        their intersection over union is at least that, one to one, as many pairs as can be made (above 0.5 there is
+      iou: None: lesions correspond if they share a pixel; one may correspond to many. A number in (0, 1]: if their
+        intersection over union is at least this number, one to one, with as many pairs as possible (above 0.5 there is
         only one way to pair).
 
     Returns:
       `LesionCounts` of integers.
 
     Raises:
-      ValueError: shapes differ or are neither of a slice nor of a volume; no such connectivity; `iou` out of range.
+      ValueError: shapes differ or are not those of a slice or volume; unknown connectivity; `iou` out of range.
     """
-    from scipy import ndimage
-
     prediction, mask = np.asarray(prediction) != 0, np.asarray(mask) != 0
     if prediction.shape != mask.shape or mask.ndim not in _RANK:
         shapes = f"prediction {prediction.shape} and mask {mask.shape}"
@@ -95,7 +106,7 @@ class FalsePositiveSlices(NamedTuple):
     Attributes:
       patients: `[P]`, sorted.
       empty: slices without tumour of each patient, `[P]` int64.
-      false: those of them where anything is predicted, `[P]` int64.
+      false: those with at least one predicted pixel, `[P]` int64.
     """
 
     patients: np.ndarray
@@ -104,10 +115,10 @@ class FalsePositiveSlices(NamedTuple):
 
 
 def false_positive_slices(sums: PixelSums, patients: Sequence[Any] | np.ndarray) -> FalsePositiveSlices:
-    """Counts the slices without tumour of each patient, and those of them where a single pixel or more is predicted.
+    """Counts the slices without tumour of each patient, and how many of them have at least one predicted pixel.
 
     Args:
-      sums: rows `[N]`, one a slice; rows without a pixel (padding) count as nothing.
+      sums: rows `[N]`, one per slice; rows without a pixel (padding) are not counted.
       patients: `[N]`, the patient of each.
     """
     tp, fp, fn, tn = (np.asarray(count) for count in sums[:4])
@@ -124,9 +135,6 @@ def _share(part: Any, whole: Any) -> Any:
 
 def _most_pairs(pairs: np.ndarray, predicted: int, actual: int) -> int:
     """Size of the largest one-to-one matching among pairs of labels `[2, N]`, which count from 1."""
-    from scipy.sparse import csr_array
-    from scipy.sparse.csgraph import maximum_bipartite_matching
-
     if not pairs.size:
         return 0
     graph = csr_array((np.ones(pairs.shape[1], bool), tuple(pairs - 1)), shape=(predicted, actual))

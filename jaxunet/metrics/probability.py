@@ -1,15 +1,15 @@
-"""Scores of probabilities at all thresholds, and how far a probability can be believed.
+"""Scores of probabilities at all thresholds, and the calibration of probabilities.
 
-All are computed from `Probabilities`: the distinct values with the pixels of each, so ties are treated exactly. There
+All are computed from `Probabilities`, the distinct values with the pixels of each, so ties are treated exactly. There
 are two ways to count. `distinct` is exact and needs every pixel in memory. `probability_histogram` runs on the device,
 inside jit, and streams: integer counts in bins of equal width of the LOGIT, added over batches, devices and hosts
 without error, 1 MiB for any number of pixels. Equal bins of the probability would put nearly all background, at 1e-3 to
-1e-9, into the first and rank none of it.
+1e-9, into the first bin and rank none of it.
 
-A bin stands for its middle, and pixels of a bin count as ties. At the default of 65 536 bins of width 2^-10 up to a
-logit of 32 that moves a probability by at most 1.3e-4, most near one half; logits beyond +-32 (1e-14 from 0 or 1) fall
-into the last bins. `auroc_bounds` and `average_precision_bounds` say what it can have done to a ranking. Logits in the
-middle of their bins give the very values of `distinct`.
+A bin is represented by its middle, and its pixels count as ties. With the default of 65 536 bins of width 2^-10 up to a
+logit of 32, this moves a probability by at most 1.3e-4, most near one half; logits beyond +-32 (1e-14 from 0 or 1) fall
+into the last bins. `auroc_bounds` and `average_precision_bounds` bound its effect on a ranking. Logits in the middle of
+their bins give the same values as `distinct`.
 """
 
 from collections.abc import Iterable
@@ -18,14 +18,32 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from scipy.special import digamma
 
 from jaxunet.losses.reduction import prepare
 
+__all__ = [
+    "Histogram",
+    "Probabilities",
+    "Reliability",
+    "add_histograms",
+    "auroc_bounds",
+    "auroc_score",
+    "average_precision_bounds",
+    "average_precision_score",
+    "brier_score",
+    "distinct",
+    "expected_calibration_error",
+    "from_histogram",
+    "probability_histogram",
+    "reliability",
+]
+
 BINS = 2**16
-"""Bins of a histogram unless told otherwise."""
+"""Default number of bins of a histogram."""
 
 REACH = 32.0
-"""Logits from -REACH to REACH are told apart."""
+"""Logits beyond -REACH and REACH fall into the outermost bins."""
 
 
 class Histogram(NamedTuple):
@@ -71,7 +89,7 @@ class Reliability(NamedTuple):
 
 
 def probability_histogram(logits: Array, masks: Array, *, weight: Array | None = None, bins: int = BINS) -> Histogram:
-    """Counts the pixels of a batch by logit, on the device.
+    """Counts the pixels of a batch by their logit, on the device.
 
     Bin `i` holds logits above `(i - bins / 2) * w` up to and including `(i + 1 - bins / 2) * w`, with
     `w = 2 * REACH / bins`, so the pixels from bin `bins / 2` on are those above a probability of one half. NaN counts
@@ -80,11 +98,11 @@ def probability_histogram(logits: Array, masks: Array, *, weight: Array | None =
     Args:
       logits: `[B, H, W, K]` unnormalised scores.
       masks: same shape, values in {0, 1}.
-      weight: `[B]` or `[B, H, W, 1]`; zero takes a sample or a pixel out, anything above counts it once.
+      weight: `[B]` or `[B, H, W, 1]`; zero removes a sample or a pixel, any other value counts it once.
       bins: an even number, static.
 
     Returns:
-      `Histogram` of int32 `[bins]`: batches of less than 2^31 pixels.
+      `Histogram` of int32 `[bins]`; a batch must have fewer than 2^31 pixels.
 
     Raises:
       ValueError: shapes differ, or `bins` is not even and positive.
@@ -93,16 +111,16 @@ def probability_histogram(logits: Array, masks: Array, *, weight: Array | None =
     x = prepare(logits, masks, weight)
     step = jnp.clip(jnp.ceil(x.logits * (half / REACH)), 1 - half, half)
     index = jnp.where(jnp.isnan(x.logits), 0, step.astype(jnp.int32) + half - 1)
-    index = jnp.where(x.weight > 0, index + bins * (x.masks > 0.5), 2 * bins)  # what does not count falls off the end
+    index = jnp.where(x.weight > 0, index + bins * (x.masks > 0.5), 2 * bins)  # out of bounds, so it is dropped
     counts = jnp.zeros(2 * bins, jnp.int32).at[index.ravel()].add(1, mode="drop")
     return Histogram(positive=counts[bins:], negative=counts[:bins])
 
 
 def add_histograms(histograms: Iterable[Histogram]) -> Histogram:
-    """Adds histograms of batches up, on the host in int64, one at a time.
+    """Adds histograms of batches, on the host in int64, one at a time.
 
     Raises:
-      ValueError: there is none, or they differ in their bins.
+      ValueError: there is none, or their numbers of bins differ.
     """
     total = None
     for histogram in histograms:
@@ -116,7 +134,7 @@ def add_histograms(histograms: Iterable[Histogram]) -> Histogram:
 
 
 def from_histogram(histogram: Histogram) -> Probabilities:
-    """Gives each bin that holds a pixel the probability of its middle."""
+    """Converts each bin that holds a pixel to the probability of its middle."""
     positive, negative = (np.asarray(counts, np.int64) for counts in histogram)
     half = _half(len(positive))
     middle = (np.arange(2 * half) - half + 0.5) * (REACH / half)
@@ -128,7 +146,7 @@ def distinct(probabilities: np.ndarray, masks: np.ndarray) -> Probabilities:
     """Counts the pixels of each distinct probability: exact, in memory.
 
     Args:
-      probabilities: of any shape, in [0, 1]; some 10^8 take seconds and a few GB.
+      probabilities: of any shape, in [0, 1]; 10^8 of them take seconds and a few GB.
       masks: same shape, positive where above one half.
 
     Raises:
@@ -159,7 +177,7 @@ def auroc_score(probabilities: Probabilities) -> float:
 
 
 def auroc_bounds(probabilities: Probabilities) -> tuple[float, float]:
-    """Lowest and highest `auroc_score` that the pixels can have had before those of one value were taken for ties."""
+    """Lowest and highest `auroc_score` possible if pixels of one value are in fact not ties."""
     twice, pairs = _wins(probabilities)
     if not pairs:
         return float("nan"), float("nan")
@@ -170,8 +188,8 @@ def auroc_bounds(probabilities: Probabilities) -> tuple[float, float]:
 def average_precision_score(probabilities: Probabilities) -> float:
     """Mean of the precision over the tumour pixels, each at its own threshold, in [0, 1]; NaN without tumour.
 
-    `sum_n (R_n - R_(n-1)) P_n` over the distinct probabilities as thresholds, without interpolation. Unlike AUROC it
-    does not grow with the healthy pixels that are easy: chance scores the share of tumour, here about 0.01.
+    `sum_n (R_n - R_(n-1)) P_n` over the distinct probabilities as thresholds, without interpolation. Unlike
+    AUROC it does not rise with easy healthy pixels: chance scores the share of tumour, here about 0.01.
 
     Source: Davis and Goadrich 2006, The relationship between precision-recall and ROC curves, ICML.
     """
@@ -180,15 +198,13 @@ def average_precision_score(probabilities: Probabilities) -> float:
 
 
 def average_precision_bounds(probabilities: Probabilities) -> tuple[float, float]:
-    """Lowest and highest `average_precision_score` that the pixels can have had before ties, as in `auroc_bounds`."""
-    from scipy.special import digamma
-
+    """Lowest and highest `average_precision_score` possible if ties are in fact not ties, as in `auroc_bounds`."""
     hits, tp, fp = _thresholds(probabilities)
     if not len(hits):
         return float("nan"), float("nan")
-    # the worst: all healthy pixels of a value come first, and then its tumour pixels one by one
+    # the worst case: all healthy pixels of a value come first, then its tumour pixels one by one
     worst = hits - fp * (digamma(tp + fp + 1) - digamma(tp + fp - hits + 1))
-    # the best: its tumour pixels come first, together
+    # the best case: its tumour pixels come first, together
     before = fp - probabilities.negative[::-1][probabilities.positive[::-1] > 0]
     best = hits * (tp / (tp + before))
     return float(np.sum(worst) / tp[-1]), float(np.sum(best) / tp[-1])
@@ -205,7 +221,7 @@ def brier_score(probabilities: Probabilities) -> float:
 
 
 def reliability(probabilities: Probabilities, *, bins: int = 15) -> Reliability:
-    """Compares predicted with observed frequency in bins of equal width.
+    """Predicted and observed frequency of tumour in bins of equal width.
 
     Args:
       probabilities: of all pixels.
@@ -232,8 +248,8 @@ def reliability(probabilities: Probabilities, *, bins: int = 15) -> Reliability:
 def expected_calibration_error(curve: Reliability) -> float:
     """Mean over pixels of the gap between predicted and observed frequency of their bin, in [0, 1]; 0 is best.
 
-    Of the probability of tumour, not of the confidence in the likelier class. Where most pixels are background it is
-    mostly theirs: read the curve with it. NaN without pixels.
+    It is the calibration of the probability of tumour, not of the confidence in the likelier class. Background pixels,
+    which are most, dominate it, so look at the curve as well. NaN without pixels.
 
     Source: Naeini et al. 2015, AAAI; Guo et al. 2017, arXiv 1706.04599, eq. 3.
     """
@@ -249,7 +265,7 @@ def _half(bins: int) -> int:
 
 
 def _wins(probabilities: Probabilities) -> tuple[int, int]:
-    """Twice the pairs that tumour wins, ties counting one half, and the number of all pairs."""
+    """Twice the number of pairs in which tumour ranks higher, ties counting one half, and the number of all pairs."""
     _, positive, negative = probabilities
     pairs = int(positive.sum()) * int(negative.sum())
     below = np.cumsum(negative) - negative
@@ -257,14 +273,14 @@ def _wins(probabilities: Probabilities) -> tuple[int, int]:
 
 
 def _dot(a: np.ndarray, b: np.ndarray, pairs: int) -> int:
-    """The sum of products, at most `2 * pairs`: in int64 where that holds it, else in Python's integers."""
+    """Sum of products, at most `2 * pairs`: in int64 if it cannot overflow, otherwise in Python integers."""
     if 2 * pairs < 2**63:
         return int(np.dot(a, b))
     return int(np.dot(a.astype(object), b.astype(object)))
 
 
 def _thresholds(probabilities: Probabilities) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """From the highest value down, at each that tumour pixels have: how many, and TP and FP at it as the threshold."""
+    """For each value of tumour pixels, from high to low: their number, and TP and FP at this threshold."""
     _, positive, negative = (column[::-1] for column in probabilities)
     held = positive > 0
     return positive[held], np.cumsum(positive)[held], np.cumsum(negative)[held]

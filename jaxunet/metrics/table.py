@@ -1,4 +1,4 @@
-"""Scores of a whole data set by slice, patient, site and overall, each with its kind of mean."""
+"""Scores of a whole data set by slice, patient, site and overall, with micro and macro means."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,19 +10,21 @@ from jaxunet.losses.reduction import Empty
 from jaxunet.metrics.counts import PixelSums, add, group
 from jaxunet.metrics.scores import SCORES
 
+__all__ = ["TableRow", "score_table"]
+
 
 class TableRow(NamedTuple):
     """One score at one level.
 
     Attributes:
-      score: its name.
-      level: what one group is: `"slice"`, `"tumour_slice"`, `"patient"`, `"site"`, `"overall"`.
+      score: name of the score.
+      level: what a group is: `"slice"`, `"tumour_slice"`, `"patient"`, `"site"`, `"overall"`.
       micro: the score of all pixels of the level's groups together.
-      macro: mean of the groups' scores, each group counting once; undefined ones are left out.
-      median: of the groups' scores, undefined ones left out.
-      std: standard deviation of the groups' scores (division by their number), undefined ones left out.
-      groups: how many there are, undefined ones included.
-      undefined: groups without a score, which are not in `macro`, `median` and `std`.
+      macro: mean of the groups' scores, without undefined ones.
+      median: of the groups' scores, likewise.
+      std: standard deviation of the groups' scores (divided by their number), likewise.
+      groups: their number, undefined ones included.
+      undefined: number of groups without a score.
     """
 
     score: str
@@ -42,23 +44,23 @@ def score_table(
     scores: Mapping[str, Callable[..., Any]] = SCORES,
     empty: Empty = "perfect",
 ) -> list[TableRow]:
-    """Scores rows of sums at every level, on the host, exactly whatever the number of pixels.
+    """Scores rows of sums at every level, on the host, exactly for any number of pixels.
 
     The levels are `"slice"` (each row), `"tumour_slice"` (rows whose mask is not empty), those of `groups`, and
-    `"overall"` (one group). Macro and micro means differ in what has the same weight, a group or a pixel; over slices
-    that are mostly empty they differ by tenths. Rows without a single pixel are padding and left out altogether.
+    `"overall"` (one group). A macro mean gives every group the same weight, a micro mean every pixel; over slices that
+    are mostly empty they differ by tenths. Rows without a single pixel are padding and ignored.
 
     Args:
-      sums: rows `[N]`, one an image.
+      sums: rows `[N]`, one per image.
       groups: for each further level, for example `"patient"` and `"site"`, the group of each row, `[N]`.
       scores: functions of `PixelSums` by name.
-      empty: "skip" leaves groups without a true pixel out of all means and counts them as undefined.
+      empty: "skip" removes groups without a true pixel from all means and counts them as undefined.
 
     Returns:
-      A row for each level and score, levels first. All values are NaN where nothing defines them.
+      One row per level and score, levels first; a value that is not defined is NaN.
 
     Raises:
-      ValueError: a level has not one group for each row of sums or the name of a level that is there already, or
+      ValueError: a level has another number of labels than there are rows, or the name of a built-in level; or
         `empty` is unknown.
     """
     if empty not in ("perfect", "skip"):
@@ -66,7 +68,7 @@ def score_table(
     sums = PixelSums(*(np.asarray(s, np.int64 if i < 4 else np.float64) for i, s in enumerate(sums)))
     for level, labels in groups.items():
         if level in ("slice", "tumour_slice", "overall"):
-            raise ValueError(f"groups[{level!r}]: this level is always there, give the group another name")
+            raise ValueError(f"groups[{level!r}]: this level exists already, use another name")
         if np.shape(labels) != sums.tp.shape:
             raise ValueError(f"groups[{level!r}] has shape {np.shape(labels)}, the sums {sums.tp.shape}")
     kept = sums.tp + sums.fp + sums.fn + sums.tn > 0

@@ -19,15 +19,15 @@ def combine(terms: Sequence[Callable[..., Array]], weights: Sequence[Weight]) ->
 
     Args:
       terms: losses of this package's signature.
-      weights: one factor a term: a number, a traced array, or a schedule `step -> number` such as optax has them. A
-        schedule is part of the compiled step, so that a factor changes without another compilation.
+      weights: one factor per term: a number, a traced array, or a schedule `step -> number` such as those of optax. A
+        schedule is part of the compiled step, so changing factors compile only once.
 
     Returns:
       `loss(logits, masks, *, weight=None, reduce="batch", patient=None, empty="perfect", step=None)`. The train step
       passes `step`; a loss with a schedule needs it.
 
     Raises:
-      ValueError: not as many weights as terms; called without `step` although there is a schedule.
+      ValueError: the numbers of weights and terms differ; a schedule without `step`.
 
     Example:
       >>> import optax

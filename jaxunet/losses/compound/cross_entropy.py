@@ -1,4 +1,4 @@
-"""Cross-entropy, which judges every pixel by itself, with a loss of the overlap."""
+"""Cross-entropy, which sees each pixel separately, combined with a loss of the overlap."""
 
 import math
 from collections.abc import Sequence
@@ -10,14 +10,18 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxunet.losses.compound.combine import combine
-from jaxunet.losses.distribution import bce_loss, topk_bce_loss
-from jaxunet.losses.entry import Loss
+from jaxunet.losses.distribution.cross_entropy import bce_loss, topk_bce_loss
+from jaxunet.losses.entry import register
 from jaxunet.losses.logistic import surprisals
 from jaxunet.losses.reduction import Empty, Reduce, power, prepare, ratio
-from jaxunet.losses.region import dice_loss, jaccard_loss
+from jaxunet.losses.region.dice import dice_loss
+from jaxunet.losses.region.jaccard import jaccard_loss
 from jaxunet.losses.region.overlap import overlap, true_negative
 
+__all__ = ["bce_dice_loss", "bce_jaccard_loss", "combo_loss", "dice_topk_loss", "exp_log_loss", "jaccard_topk_loss"]
 
+
+@register("compound", range=(0, math.inf), monotone=True)
 def bce_dice_loss(
     logits: Array,
     masks: Array,
@@ -28,9 +32,12 @@ def bce_dice_loss(
     empty: Empty = "perfect",
     weights: Sequence[float] = (1 / 2, 1 / 2),
 ) -> Array:
-    """Mean of binary cross-entropy and soft Dice loss; `weights` are the factors of the two.
+    """Mean of binary cross-entropy and soft Dice loss, at least 0.
 
-    Other arguments and errors: see `jaxunet.losses`.
+    Formula: `(bce + dice) / 2`
+
+    Options:
+      weights: factors of the two terms.
 
     Source: Taghanaki et al. 2018, arXiv 1805.02798; Isensee et al. 2018, arXiv 1809.10486.
     """
@@ -38,6 +45,7 @@ def bce_dice_loss(
     return loss(logits, masks, weight=weight, reduce=reduce, patient=patient, empty=empty)
 
 
+@register("compound", range=(0, math.inf), monotone=True)
 def bce_jaccard_loss(
     logits: Array,
     masks: Array,
@@ -48,16 +56,20 @@ def bce_jaccard_loss(
     empty: Empty = "perfect",
     weights: Sequence[float] = (1 / 2, 1 / 2),
 ) -> Array:
-    """Mean of binary cross-entropy and soft Jaccard loss; `weights` are the factors of the two.
+    """Mean of binary cross-entropy and soft Jaccard loss, at least 0.
 
-    Other arguments and errors: see `jaxunet.losses`.
+    Formula: `(bce + jaccard) / 2`
 
-    Source: as `bce_dice_loss`, with the Jaccard index in place of Dice.
+    Options:
+      weights: factors of the two terms.
+
+    Source: Taghanaki et al. 2018, arXiv 1805.02798, with Jaccard for Dice.
     """
     loss = combine([bce_loss, jaccard_loss], weights)
     return loss(logits, masks, weight=weight, reduce=reduce, patient=patient, empty=empty)
 
 
+@register("compound", range=(0, math.inf), monotone=True)
 def combo_loss(
     logits: Array,
     masks: Array,
@@ -69,18 +81,16 @@ def combo_loss(
     alpha: float | Array = 0.5,
     beta: float | Array = 0.5,
 ) -> Array:
-    """Cross-entropy with one weight a class and soft Dice loss, `a CE + (1 - a) dice`.
+    """Cross-entropy with a weight for each class plus soft Dice loss, at least 0.
 
-    `CE = mean(-b g log p - (1 - b) (1 - g) log(1 - p))`.
-    The paper subtracts the Dice coefficient; with the Dice loss in its place the value is `1 - a` higher, so that a
-    perfect prediction costs nothing, and the gradient the same. Other arguments and errors: see `jaxunet.losses`.
+    The paper subtracts the Dice coefficient. With the Dice loss instead, the value is `1 - alpha` higher, so a perfect
+    prediction costs nothing; the gradient is the same.
+
+    Formula: `alpha mean(-beta g log p - (1 - beta) (1 - g) log(1 - p)) + (1 - alpha) dice`
 
     Options:
-      alpha: `a` in [0, 1], share of the cross-entropy.
-      beta: `b` in [0, 1], weight of the true pixels; above 1/2 a missed pixel weighs more than an invented one.
-
-    Returns:
-      The loss, at least 0.
+      alpha: in [0, 1], share of the cross-entropy.
+      beta: in [0, 1], weight of the true pixels; above 1/2 false negatives count more than false positives.
 
     Source: Taghanaki et al. 2018, arXiv 1805.02798.
     """
@@ -88,6 +98,13 @@ def combo_loss(
     return loss(logits, masks, weight=weight, reduce=reduce, patient=patient, empty=empty)
 
 
+@register(
+    "compound",
+    range=(0, math.inf),
+    on_empty="0 for the empty prediction; every pixel is pushed down, most of all the worst tenth",
+    monotone=True,
+    piecewise=True,
+)
 def dice_topk_loss(
     logits: Array,
     masks: Array,
@@ -99,22 +116,27 @@ def dice_topk_loss(
     k: float = 10.0,
     weights: Sequence[float] = (1.0, 1.0),
 ) -> Array:
-    """Soft Dice loss plus the mean of the `k` percent largest cross-entropies; `weights` are the factors of the two.
+    """Soft Dice loss plus the mean of the largest cross-entropies, at least 0.
 
-    Other arguments and errors: see `jaxunet.losses`.
+    Formula: `dice + topk_bce`
 
     Options:
       k: percentage in (0, 100], as in `topk_bce_loss`.
+      weights: factors of the two terms.
 
-    Returns:
-      The loss, at least 0.
-
-    Source: Wu et al. 2016, arXiv 1605.06885, beside Dice as in nnU-Net (Isensee et al. 2018, arXiv 1809.10486).
+    Source: Wu et al. 2016, arXiv 1605.06885, with Dice as in nnU-Net (Isensee et al. 2018, arXiv 1809.10486).
     """
     loss = combine([dice_loss, partial(topk_bce_loss, k=k)], weights)
     return loss(logits, masks, weight=weight, reduce=reduce, patient=patient, empty=empty)
 
 
+@register(
+    "compound",
+    range=(0, math.inf),
+    on_empty="0 for the empty prediction; every pixel is pushed down, most of all the worst tenth",
+    monotone=True,
+    piecewise=True,
+)
 def jaccard_topk_loss(
     logits: Array,
     masks: Array,
@@ -126,22 +148,26 @@ def jaccard_topk_loss(
     k: float = 10.0,
     weights: Sequence[float] = (1.0, 1.0),
 ) -> Array:
-    """Soft Jaccard loss plus the mean of the `k` percent largest cross-entropies; `weights` are the factors of the two.
+    """Soft Jaccard loss plus the mean of the largest cross-entropies, at least 0.
 
-    Other arguments and errors: see `jaxunet.losses`.
+    Formula: `jaccard + topk_bce`
 
     Options:
       k: percentage in (0, 100], as in `topk_bce_loss`.
+      weights: factors of the two terms.
 
-    Returns:
-      The loss, at least 0.
-
-    Source: as `dice_topk_loss`, with the Jaccard index in place of Dice.
+    Source: Wu et al. 2016, arXiv 1605.06885, with Jaccard for Dice.
     """
     loss = combine([jaccard_loss, partial(topk_bce_loss, k=k)], weights)
     return loss(logits, masks, weight=weight, reduce=reduce, patient=patient, empty=empty)
 
 
+@register(
+    "compound",
+    range=(0, math.inf),
+    on_empty="0 for the empty prediction; every pixel is pushed down, steeply where little is predicted",
+    monotone=True,
+)
 def exp_log_loss(
     logits: Array,
     masks: Array,
@@ -154,21 +180,18 @@ def exp_log_loss(
     frequency: float | Array | None = None,
     weights: Sequence[float] = (0.8, 0.2),
 ) -> Array:
-    """Powers of logarithms, `0.8 mean_c((-log D_c)^y) + 0.2 mean(v_c (-log p_c)^y)`, `c` being tumour and background.
+    """Powers of the logarithms of Dice and of cross-entropy, at least 0; `c` is tumour or background.
 
-    `D_c = (2 TP_c + 1) / (2 TP_c + FP_c + FN_c + 1)` is the soft Dice coefficient of a class; in the second term each
-    pixel has the probability and the weight of its label, `v_c = f_c^(-1/2)` for a share `f_c` of all pixels. An
-    exponent below 1 keeps a gradient where Dice is nearly 1. The two logarithms are computed from logits and errors, so
-    they and their powers have the right slope where a prediction is certain. Other arguments and errors: see
-    `jaxunet.losses`.
+    `D_c` is the soft Dice coefficient of a class with smoothing 1, `p_t` and `f_t` the probability and the frequency of
+    a pixel's label. An exponent below 1 keeps a gradient where Dice is nearly 1. The logarithms are computed from
+    logits and errors, so their powers have the correct slope where a prediction is certain.
+
+    Formula: `0.8 mean_c((-log D_c)^gamma) + 0.2 mean((-log p_t)^gamma / sqrt(f_t))`
 
     Options:
-      gamma: `y`, above 0.
-      frequency: share of true pixels in the training data, in (0, 1); None takes that of each group.
+      gamma: above 0.
+      frequency: share of true pixels in the training data, in (0, 1); None uses that of each group.
       weights: factors of the two terms.
-
-    Returns:
-      The loss, at least 0.
 
     Source: Wong et al. 2018, arXiv 1809.00076, eq. 1 to 3.
     """
@@ -204,66 +227,6 @@ def _exp_log_entropy(
 
 
 def _log_softplus(z: Array) -> Array:
-    """`log(log(1 + e^z))`: `z` itself, to a part in 10^7, where the inner logarithm would underflow."""
+    """`log(log(1 + e^z))`; where the inner logarithm would underflow it is `z`, with a relative error of 1e-7."""
     tiny = z < -15
     return jnp.where(tiny, z, jnp.log(jax.nn.softplus(jnp.where(tiny, 0, z))))
-
-
-ENTRIES = {
-    "bce_dice": Loss(
-        bce_dice_loss,
-        "compound",
-        "(bce + dice) / 2",
-        "Taghanaki et al. 2018, arXiv 1805.02798",
-        range=(0, math.inf),
-        on_empty="0 for the empty prediction; every pixel is pushed down",
-        monotone=True,
-    ),
-    "bce_jaccard": Loss(
-        bce_jaccard_loss,
-        "compound",
-        "(bce + jaccard) / 2",
-        "Taghanaki et al. 2018, arXiv 1805.02798, with Jaccard for Dice",
-        range=(0, math.inf),
-        on_empty="0 for the empty prediction; every pixel is pushed down",
-        monotone=True,
-    ),
-    "combo": Loss(
-        combo_loss,
-        "compound",
-        "mean(-g log p - (1 - g) log(1 - p)) / 4 + dice / 2",
-        "Taghanaki et al. 2018, arXiv 1805.02798",
-        range=(0, math.inf),
-        on_empty="0 for the empty prediction; every pixel is pushed down",
-        monotone=True,
-    ),
-    "dice_topk": Loss(
-        dice_topk_loss,
-        "compound",
-        "dice + topk_bce",
-        "Wu et al. 2016, arXiv 1605.06885; Isensee et al. 2018, arXiv 1809.10486",
-        range=(0, math.inf),
-        on_empty="0 for the empty prediction; every pixel is pushed down, the least right tenth the most",
-        monotone=True,
-        piecewise=True,
-    ),
-    "jaccard_topk": Loss(
-        jaccard_topk_loss,
-        "compound",
-        "jaccard + topk_bce",
-        "Wu et al. 2016, arXiv 1605.06885, with Jaccard for Dice",
-        range=(0, math.inf),
-        on_empty="0 for the empty prediction; every pixel is pushed down, the least right tenth the most",
-        monotone=True,
-        piecewise=True,
-    ),
-    "exp_log": Loss(
-        exp_log_loss,
-        "compound",
-        "0.8 mean_c((-log D_c)^0.3) + 0.2 mean((-log p_t)^0.3 / sqrt(f_t)), D: Dice, f: frequency, of each class",
-        "Wong et al. 2018, arXiv 1809.00076",
-        range=(0, math.inf),
-        on_empty="0 for the empty prediction; every pixel is pushed down, steeply where little is predicted",
-        monotone=True,
-    ),
-}

@@ -1,4 +1,4 @@
-"""Focal losses, which let what is right fade, with a loss of the overlap."""
+"""Focal losses, which reduce the weight of correct pixels, combined with a loss of the overlap."""
 
 import math
 from collections.abc import Sequence
@@ -7,12 +7,18 @@ from functools import partial
 from jax import Array
 
 from jaxunet.losses.compound.combine import combine
-from jaxunet.losses.distribution import asymmetric_focal_loss, focal_loss
-from jaxunet.losses.entry import Loss
+from jaxunet.losses.distribution.focal import asymmetric_focal_loss, focal_loss
+from jaxunet.losses.entry import register
 from jaxunet.losses.reduction import Empty, Reduce
-from jaxunet.losses.region import asymmetric_focal_tversky_loss, dice_loss, generalized_dice_loss, jaccard_loss
+from jaxunet.losses.region.confusion import generalized_dice_loss
+from jaxunet.losses.region.dice import dice_loss
+from jaxunet.losses.region.jaccard import jaccard_loss
+from jaxunet.losses.region.tversky import asymmetric_focal_tversky_loss
+
+__all__ = ["dice_focal_loss", "focal_jaccard_loss", "generalized_dice_focal_loss", "unified_focal_loss"]
 
 
+@register("compound", range=(0, math.inf), monotone=True)
 def dice_focal_loss(
     logits: Array,
     masks: Array,
@@ -25,16 +31,14 @@ def dice_focal_loss(
     gamma: float | Array = 2.0,
     weights: Sequence[float] = (1.0, 1.0),
 ) -> Array:
-    """Soft Dice loss plus focal loss; `weights` are the factors of the two.
+    """Soft Dice loss plus focal loss, at least 0.
 
-    Other arguments and errors: see `jaxunet.losses`.
+    Formula: `dice + focal`
 
     Options:
-      alpha: weight of the true pixels in the focal loss; None, as in the paper, weighs both classes by 1.
+      alpha: weight of the true pixels in the focal loss; None, as in the paper, gives both classes the weight 1.
       gamma: exponent of the focal loss.
-
-    Returns:
-      The loss, at least 0.
+      weights: factors of the two terms.
 
     Source: Zhu et al. 2018, AnatomyNet, arXiv 1808.05238.
     """
@@ -42,6 +46,7 @@ def dice_focal_loss(
     return loss(logits, masks, weight=weight, reduce=reduce, patient=patient, empty=empty)
 
 
+@register("compound", range=(0, math.inf), monotone=True)
 def generalized_dice_focal_loss(
     logits: Array,
     masks: Array,
@@ -54,23 +59,22 @@ def generalized_dice_focal_loss(
     gamma: float | Array = 2.0,
     weights: Sequence[float] = (1.0, 1.0),
 ) -> Array:
-    """Generalized Dice loss plus focal loss; `weights` are the factors of the two.
+    """Generalized Dice loss plus focal loss, at least 0, as in MONAI.
 
-    Other arguments and errors: see `jaxunet.losses`.
+    Formula: `generalized_dice + focal`
 
     Options:
-      alpha: weight of the true pixels in the focal loss; None weighs both classes by 1.
+      alpha: weight of the true pixels in the focal loss; None gives both classes the weight 1.
       gamma: exponent of the focal loss.
+      weights: factors of the two terms.
 
-    Returns:
-      The loss, at least 0.
-
-    Source: as `dice_focal_loss`, with the Dice of Sudre et al. 2017, arXiv 1707.03237; as in MONAI.
+    Source: Zhu et al. 2018, arXiv 1808.05238, with the Dice of Sudre et al. 2017, arXiv 1707.03237.
     """
     loss = combine([generalized_dice_loss, partial(focal_loss, alpha=alpha, gamma=gamma)], weights)
     return loss(logits, masks, weight=weight, reduce=reduce, patient=patient, empty=empty)
 
 
+@register("compound", range=(0, math.inf), monotone=True)
 def focal_jaccard_loss(
     logits: Array,
     masks: Array,
@@ -83,23 +87,27 @@ def focal_jaccard_loss(
     gamma: float | Array = 2.0,
     weights: Sequence[float] = (1.0, 1.0),
 ) -> Array:
-    """Focal loss plus soft Jaccard loss; `weights` are the factors of the two.
+    """Focal loss plus soft Jaccard loss, at least 0.
 
-    Other arguments and errors: see `jaxunet.losses`.
+    Formula: `focal + jaccard`
 
     Options:
-      alpha: weight of the true pixels in the focal loss; None weighs both classes by 1.
+      alpha: weight of the true pixels in the focal loss; None gives both classes the weight 1.
       gamma: exponent of the focal loss.
+      weights: factors of the two terms.
 
-    Returns:
-      The loss, at least 0.
-
-    Source: Lin et al. 2017, arXiv 1708.02002, beside the loss of Rahman and Wang 2016 (ISVC).
+    Source: Lin et al. 2017, arXiv 1708.02002; Rahman and Wang 2016 (ISVC).
     """
     loss = combine([partial(focal_loss, alpha=alpha, gamma=gamma), jaccard_loss], weights)
     return loss(logits, masks, weight=weight, reduce=reduce, patient=patient, empty=empty)
 
 
+@register(
+    "compound",
+    range=(0, math.inf),
+    on_empty="0 for the empty prediction; every pixel is pushed down, steeply where little is predicted",
+    monotone=True,
+)
 def unified_focal_loss(
     logits: Array,
     masks: Array,
@@ -112,59 +120,17 @@ def unified_focal_loss(
     gamma: float | Array = 0.5,
     weights: Sequence[float] = (0.5, 0.5),
 ) -> Array:
-    """Asymmetric focal loss and asymmetric focal Tversky loss with common parameters; `weights` are their factors.
+    """Asymmetric focal loss and asymmetric focal Tversky loss with common parameters, at least 0.
 
-    Other arguments and errors: see `jaxunet.losses`.
+    Formula: `(asymmetric_focal + asymmetric_focal_tversky) / 2`
 
     Options:
-      delta: in [0, 1], weight of the true pixels in the one and of the false negatives in the other.
-      gamma: in [0, 1), how much background that is right fades in the one and the tumour is favoured in the other.
-
-    Returns:
-      The loss, at least 0.
+      delta: in [0, 1], weight of the true pixels in the first term and of the false negatives in the second.
+      gamma: in [0, 1), how much correct background fades in the first and the tumour is favoured in the second.
+      weights: factors of the two terms.
 
     Source: Yeung et al. 2021, Unified Focal loss, arXiv 2102.04525, its asymmetric form with lambda = 1/2.
     """
     terms = [asymmetric_focal_loss, asymmetric_focal_tversky_loss]
     loss = combine([partial(term, delta=delta, gamma=gamma) for term in terms], weights)
     return loss(logits, masks, weight=weight, reduce=reduce, patient=patient, empty=empty)
-
-
-ENTRIES = {
-    "dice_focal": Loss(
-        dice_focal_loss,
-        "compound",
-        "dice + mean(-(1 - p_t)^2 log p_t)",
-        "Zhu et al. 2018, arXiv 1808.05238",
-        range=(0, math.inf),
-        on_empty="0 for the empty prediction; every pixel is pushed down",
-        monotone=True,
-    ),
-    "generalized_dice_focal": Loss(
-        generalized_dice_focal_loss,
-        "compound",
-        "generalized_dice + mean(-(1 - p_t)^2 log p_t)",
-        "Sudre et al. 2017, arXiv 1707.03237; Zhu et al. 2018, arXiv 1808.05238",
-        range=(0, math.inf),
-        on_empty="0 for the empty prediction; every pixel is pushed down",
-        monotone=True,
-    ),
-    "focal_jaccard": Loss(
-        focal_jaccard_loss,
-        "compound",
-        "focal + jaccard",
-        "Lin et al. 2017, arXiv 1708.02002; Rahman and Wang 2016 (ISVC)",
-        range=(0, math.inf),
-        on_empty="0 for the empty prediction; every pixel is pushed down",
-        monotone=True,
-    ),
-    "unified_focal": Loss(
-        unified_focal_loss,
-        "compound",
-        "(asymmetric_focal + asymmetric_focal_tversky) / 2 with delta = 0.6 and gamma = 0.5",
-        "Yeung et al. 2021, arXiv 2102.04525",
-        range=(0, math.inf),
-        on_empty="0 for the empty prediction; every pixel is pushed down, steeply where little is predicted",
-        monotone=True,
-    ),
-}

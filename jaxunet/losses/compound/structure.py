@@ -1,4 +1,4 @@
-"""Losses of shape, which see little of a prediction that is far off, with losses of pixels and regions, which do."""
+"""Losses of shape, which have little gradient far from the mask, combined with losses of pixels and regions."""
 
 import math
 from collections.abc import Sequence
@@ -8,13 +8,18 @@ from jax import Array
 
 from jaxunet.losses.boundary import boundary_loss
 from jaxunet.losses.compound.combine import combine
-from jaxunet.losses.distribution import bce_loss, focal_loss
-from jaxunet.losses.entry import Loss
+from jaxunet.losses.distribution.cross_entropy import bce_loss
+from jaxunet.losses.distribution.focal import focal_loss
+from jaxunet.losses.entry import register
 from jaxunet.losses.reduction import Empty, Reduce
-from jaxunet.losses.region import dice_loss, jaccard_loss
+from jaxunet.losses.region.dice import dice_loss
+from jaxunet.losses.region.jaccard import jaccard_loss
 from jaxunet.losses.structural import cl_dice_loss, ms_ssim_loss, ssim_loss
 
+__all__ = ["dice_boundary_loss", "dice_cl_dice_loss", "hybrid_loss", "unet3plus_loss"]
 
+
+@register("compound", range=(0, math.inf), positional=True)
 def hybrid_loss(
     logits: Array,
     masks: Array,
@@ -25,11 +30,12 @@ def hybrid_loss(
     empty: Empty = "perfect",
     weights: Sequence[float] = (1 / 3, 1 / 3, 1 / 3),
 ) -> Array:
-    """The BASNet hybrid: mean of binary cross-entropy, SSIM loss and soft Jaccard loss.
+    """The BASNet hybrid of pixels, patches and the whole region, at least 0.
 
-    It looks at pixels, patches and the whole region at once. `weights` are the factors of the three; the paper's plain
-    sum is `(1, 1, 1)`. Other arguments and errors: see
-    `jaxunet.losses`.
+    Formula: `(bce + ssim + jaccard) / 3`
+
+    Options:
+      weights: factors of the three terms; the paper's plain sum is `(1, 1, 1)`.
 
     Source: Qin et al. 2019, BASNet (CVPR); arXiv 2101.04704, eq. 3.
     """
@@ -37,6 +43,7 @@ def hybrid_loss(
     return loss(logits, masks, weight=weight, reduce=reduce, patient=patient, empty=empty)
 
 
+@register("compound", range=(0, math.inf), positional=True)
 def unet3plus_loss(
     logits: Array,
     masks: Array,
@@ -47,13 +54,12 @@ def unet3plus_loss(
     empty: Empty = "perfect",
     weights: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> Array:
-    """The UNet 3+ hybrid: sum of focal loss, MS-SSIM loss and soft Jaccard loss.
+    """The UNet 3+ hybrid of pixels, patches and the whole region, at least 0; image sizes as in `ms_ssim_loss`.
 
-    It looks at pixels, patches and the whole region at once. `weights` are the factors of the three. Other arguments
-    and errors: see `jaxunet.losses` and `ms_ssim_loss`.
+    Formula: `focal + ms_ssim + jaccard`
 
-    Returns:
-      The loss, at least 0.
+    Options:
+      weights: factors of the three terms.
 
     Source: Huang et al. 2020, UNet 3+, arXiv 2004.08790, section 2.3.
     """
@@ -61,6 +67,14 @@ def unet3plus_loss(
     return loss(logits, masks, weight=weight, reduce=reduce, patient=patient, empty=empty)
 
 
+@register(
+    "compound",
+    range=(0, 1),
+    on_empty="0 for the empty prediction; Dice pushes every pixel down, cl_dice adds to it where there are ridges",
+    symmetric=True,
+    positional=True,
+    piecewise=True,
+)
 def dice_cl_dice_loss(
     logits: Array,
     masks: Array,
@@ -72,16 +86,13 @@ def dice_cl_dice_loss(
     alpha: float | Array = 0.5,
     iterations: int = 3,
 ) -> Array:
-    """Soft Dice and soft centreline Dice loss, `(1 - a) dice + a cl_dice`.
+    """Soft Dice and soft centreline Dice loss, in [0, 1].
 
-    Other arguments and errors: see `jaxunet.losses`.
+    Formula: `(1 - alpha) dice + alpha cl_dice`
 
     Options:
-      alpha: `a` in [0, 1]; the paper goes up to 1/2.
+      alpha: in [0, 1]; the paper goes up to 1/2.
       iterations: erosions of the skeleton, as in `cl_dice_loss`.
-
-    Returns:
-      The loss, in [0, 1].
 
     Source: Shit et al. 2021, arXiv 2003.07311, eq. 3.
     """
@@ -89,6 +100,7 @@ def dice_cl_dice_loss(
     return loss(logits, masks, weight=weight, reduce=reduce, patient=patient, empty=empty)
 
 
+@register("compound", range=(-math.inf, math.inf), perfect="lowest", positional=True, monotone=True)
 def dice_boundary_loss(
     logits: Array,
     masks: Array,
@@ -100,70 +112,23 @@ def dice_boundary_loss(
     alpha: float | Array = 0.01,
     distances: Array | None = None,
 ) -> Array:
-    """Soft Dice loss and boundary loss, `(1 - a) dice + a boundary`.
+    """Soft Dice loss and boundary loss, of either sign.
 
-    The paper lets `a` grow during training. `alpha` may be a traced value, and `combine` takes schedules, so that it
-    does so without another compilation:
+    In the paper `alpha` grows during training. `alpha` may be a traced value, and `combine` accepts schedules, so
+    nothing is compiled again:
 
       >>> import optax
       >>> from jaxunet.losses import boundary_loss, combine, dice_loss
       >>> alpha = optax.linear_schedule(0.01, 1.0, 10_000)
       >>> loss = combine([dice_loss, boundary_loss], [lambda step: 1 - alpha(step), alpha])
 
-    Other arguments and errors: see `jaxunet.losses`.
+    Formula: `(1 - alpha) dice + alpha boundary`
 
     Options:
-      alpha: `a` in [0, 1]. The boundary loss is in pixels: some hundred times the Dice loss where all is predicted.
+      alpha: in [0, 1]. The boundary loss is in pixels: some hundred times the Dice loss where everything is predicted.
       distances: as in `boundary_loss`.
-
-    Returns:
-      The loss, of either sign.
 
     Source: Kervadec et al. 2019, arXiv 1812.07032, with Dice for generalized Dice.
     """
     loss = combine([dice_loss, partial(boundary_loss, distances=distances)], [1 - alpha, alpha])
     return loss(logits, masks, weight=weight, reduce=reduce, patient=patient, empty=empty)
-
-
-ENTRIES = {
-    "hybrid": Loss(
-        hybrid_loss,
-        "compound",
-        "(bce + ssim + jaccard) / 3",
-        "Qin et al. 2019 (CVPR); arXiv 2101.04704",
-        range=(0, math.inf),
-        on_empty="0 for the empty prediction; every pixel is pushed down",
-        positional=True,
-    ),
-    "unet3plus": Loss(
-        unet3plus_loss,
-        "compound",
-        "focal + ms_ssim + jaccard",
-        "Huang et al. 2020, arXiv 2004.08790",
-        range=(0, math.inf),
-        on_empty="0 for the empty prediction; every pixel is pushed down",
-        positional=True,
-    ),
-    "dice_cl_dice": Loss(
-        dice_cl_dice_loss,
-        "compound",
-        "(dice + cl_dice) / 2",
-        "Shit et al. 2021, arXiv 2003.07311",
-        range=(0, 1),
-        on_empty="0 for the empty prediction; Dice pushes every pixel down, cl_dice adds to it where there are ridges",
-        symmetric=True,
-        positional=True,
-        piecewise=True,
-    ),
-    "dice_boundary": Loss(
-        dice_boundary_loss,
-        "compound",
-        "0.99 dice + 0.01 boundary",
-        "Kervadec et al. 2019, arXiv 1812.07032",
-        range=(-math.inf, math.inf),
-        on_empty="0 for the empty prediction; every pixel is pushed down",
-        perfect="lowest",
-        positional=True,
-        monotone=True,
-    ),
-}

@@ -5,11 +5,22 @@ import math
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxunet.losses.entry import Loss
+from jaxunet.losses.entry import register
 from jaxunet.losses.logistic import surprisals
 from jaxunet.losses.reduction import Empty, Inputs, Reduce, prepare, ratio
 
+__all__ = [
+    "balanced_bce_loss",
+    "bce_loss",
+    "label_smoothing_bce_loss",
+    "nacl_loss",
+    "poly_bce_loss",
+    "topk_bce_loss",
+    "weighted_bce_loss",
+]
 
+
+@register("distribution", range=(0, math.inf), monotone=True)
 def bce_loss(
     logits: Array,
     masks: Array,
@@ -19,13 +30,11 @@ def bce_loss(
     patient: Array | None = None,
     empty: Empty = "perfect",
 ) -> Array:
-    """Binary cross-entropy, the mean of `-g log p - (1 - g) log(1 - p)` over pixels.
+    """Binary cross-entropy, at least 0.
 
-    Computed from logits, so it is exact where the documented system clips probabilities at 1e-7 (a logit beyond 16.1).
-    Arguments and errors: see `jaxunet.losses`.
+    Exact where the reference clips probabilities at 1e-7 (a logit beyond 16.1), because it is computed from logits.
 
-    Returns:
-      The loss, at least 0.
+    Formula: `mean(-g log p - (1 - g) log(1 - p))`
 
     Source: Ronneberger et al. 2015, arXiv 1505.04597.
     """
@@ -33,6 +42,7 @@ def bce_loss(
     return x.mean(entropy(x))
 
 
+@register("distribution", range=(0, math.inf), monotone=True)
 def weighted_bce_loss(
     logits: Array,
     masks: Array,
@@ -43,24 +53,28 @@ def weighted_bce_loss(
     empty: Empty = "perfect",
     pos_weight: float | Array = 2.0,
 ) -> Array:
-    """Cross-entropy with true pixels counted `w` times, the mean of `-w g log p - (1 - g) log(1 - p)`.
+    """Cross-entropy with another weight for true pixels, at least 0.
 
-    The mean is over pixels, not over their weights, so that `w` sets the scale of the loss as well. Other arguments
-    and errors: see `jaxunet.losses`.
+    The mean is over pixels, not over their weights, so `pos_weight` also changes the scale of the loss.
+
+    Formula: `mean(-pos_weight g log p - (1 - g) log(1 - p))`
 
     Options:
-      pos_weight: `w`, above 0. Above 1 favours sensitivity, below 1 precision; 1 is plain cross-entropy.
+      pos_weight: above 0. Above 1 favours sensitivity, below 1 precision; 1 is plain cross-entropy.
 
-    Returns:
-      The loss, at least 0.
-
-    Source: Ronneberger et al. 2015, arXiv 1505.04597, eq. 1, with one weight a class.
+    Source: Ronneberger et al. 2015, arXiv 1505.04597, eq. 1, with one weight per class.
     """
     x = prepare(logits, masks, weight, reduce, patient, empty)
     of_true, of_false = surprisals(x.logits)
     return x.mean(pos_weight * x.masks * of_true + (1 - x.masks) * of_false)
 
 
+@register(
+    "distribution",
+    range=(0, math.inf),
+    on_empty="half of bce, where the paper's formula is 0 whatever is predicted; every pixel is pushed down",
+    monotone=True,
+)
 def balanced_bce_loss(
     logits: Array,
     masks: Array,
@@ -70,14 +84,11 @@ def balanced_bce_loss(
     patient: Array | None = None,
     empty: Empty = "perfect",
 ) -> Array:
-    """Cross-entropy in which both classes weigh the same, the mean of `-b g log p - (1 - b) (1 - g) log(1 - p)`.
+    """Cross-entropy in which both classes have the same total weight, at least 0.
 
-    `b` is the share of false pixels in the group's own masks. Where a group has one class only there is nothing to
-    balance: `b` is then 1/2, for with the formula's 1 an empty mask would teach nothing. Arguments and errors: see
-    `jaxunet.losses`.
+    Where a group has only one class, `b` is 1/2: with the formula's `b = 1` an empty mask would have no gradient.
 
-    Returns:
-      The loss, at least 0.
+    Formula: `mean(-b g log p - (1 - b) (1 - g) log(1 - p)), b = mean(1 - g)`
 
     Source: Xie and Tu 2015, Holistically-Nested Edge Detection, arXiv 1504.06375, eq. 2.
     """
@@ -89,6 +100,13 @@ def balanced_bce_loss(
     return balance * x.mean(x.masks * of_true) + (1 - balance) * x.mean((1 - x.masks) * of_false)
 
 
+@register(
+    "distribution",
+    range=(-0.05 * math.log(0.05) - 0.95 * math.log(0.95), math.inf),
+    on_empty="pixels above p = 0.05 are pushed down, no gradient there and back up below",
+    perfect="elsewhere",
+    learns_from_empty=False,
+)
 def label_smoothing_bce_loss(
     logits: Array,
     masks: Array,
@@ -99,16 +117,14 @@ def label_smoothing_bce_loss(
     empty: Empty = "perfect",
     epsilon: float | Array = 0.1,
 ) -> Array:
-    """Cross-entropy against labels drawn towards one half, `g' = g (1 - e) + e / 2`.
+    """Cross-entropy against labels moved towards one half, at least the entropy of `epsilon / 2`.
 
-    Lowest at the probabilities `e / 2` and `1 - e / 2`, so that certainty beyond them is punished. Other arguments and
-    errors: see `jaxunet.losses`.
+    Lowest at the probabilities `epsilon / 2` and `1 - epsilon / 2`: certainty beyond them is penalised.
+
+    Formula: `mean(-g' log p - (1 - g') log(1 - p)), g' = (1 - epsilon) g + epsilon / 2`
 
     Options:
-      epsilon: `e` in [0, 1), the share of the label that is spread evenly over the two classes.
-
-    Returns:
-      The loss, at least the entropy of `e / 2`.
+      epsilon: in [0, 1), the share of the label that is spread evenly over the two classes.
 
     Source: Szegedy et al. 2015, arXiv 1512.00567, section 7, with two classes.
     """
@@ -116,6 +132,7 @@ def label_smoothing_bce_loss(
     return x.mean(entropy(x._replace(masks=x.masks * (1 - epsilon) + epsilon / 2)))
 
 
+@register("distribution", range=(0, math.inf), monotone=True)
 def poly_bce_loss(
     logits: Array,
     masks: Array,
@@ -126,16 +143,12 @@ def poly_bce_loss(
     empty: Empty = "perfect",
     epsilon: float | Array = 1.0,
 ) -> Array:
-    """Cross-entropy with another first coefficient of its series in `1 - p_t`: the mean of `CE + e (1 - p_t)`.
+    """Cross-entropy with another first coefficient of its series in the label's error, at least 0.
 
-    `p_t` is the probability of the label, `1 - p_t = p (1 - g) + (1 - p) g`. Other arguments and errors: see
-    `jaxunet.losses`.
+    Formula: `mean(-g log p - (1 - g) log(1 - p) + epsilon (p (1 - g) + (1 - p) g))`
 
     Options:
-      epsilon: `e`, at least -1; 0 is plain cross-entropy.
-
-    Returns:
-      The loss, at least 0.
+      epsilon: at least -1; 0 is plain cross-entropy.
 
     Source: Leng et al. 2022, PolyLoss, arXiv 2204.12511, eq. 5 (Poly-1).
     """
@@ -144,6 +157,13 @@ def poly_bce_loss(
     return x.mean(entropy(x) + epsilon * (probs * (1 - x.masks) + (1 - probs) * x.masks))
 
 
+@register(
+    "distribution",
+    range=(0, math.inf),
+    on_empty="0 for the empty prediction; the 10 % highest pixels are pushed down",
+    monotone=True,
+    piecewise=True,
+)
 def topk_bce_loss(
     logits: Array,
     masks: Array,
@@ -154,20 +174,15 @@ def topk_bce_loss(
     empty: Empty = "perfect",
     k: float = 10.0,
 ) -> Array:
-    """Mean of the `k` percent largest cross-entropies of a group (online hard example mining).
+    """Mean of the largest cross-entropies of a group (online hard example mining), at least 0.
 
-    The share is one of the weight, so pixels of weight zero are not counted. Where it ends between two pixels, or among
-    equal ones, those on the border count in part and alike: the value and the gradient do not depend on any order, and
-    even one pixel of `k` = 10 has a loss. Other arguments and errors: see `jaxunet.losses`.
+    `k` is a percentage of the weight, so pixels of weight zero are not counted. Pixels at the border between selected
+    and not, equal ones included, count in part and alike: value and gradient do not depend on the order of pixels.
+
+    Formula: `mean of the k % largest -g log p - (1 - g) log(1 - p)`
 
     Options:
-      k: percentage in (0, 100]; 100 is plain cross-entropy.
-
-    Returns:
-      The loss, at least 0.
-
-    Raises:
-      ValueError: `k` is outside (0, 100].
+      k: percentage in (0, 100], otherwise ValueError; 100 is plain cross-entropy.
 
     Source: Wu et al. 2016, arXiv 1605.06885, section 3.1.
     """
@@ -179,6 +194,16 @@ def topk_bce_loss(
     return ratio(x.total(share * values), x.total(share))
 
 
+@register(
+    "distribution",
+    # The least is that of a label equal to its neighbours, at the logit whose probability is 1 - 0.05.
+    range=(-math.log(0.95) + 0.05 * (math.log(0.95 / 0.05) - 1), math.inf),
+    on_empty="lowest at z = -2.9; pixels above are pushed down, no gradient there and back up below",
+    perfect="elsewhere",
+    positional=True,
+    piecewise=True,
+    learns_from_empty=False,
+)
 def nacl_loss(
     logits: Array,
     masks: Array,
@@ -189,18 +214,16 @@ def nacl_loss(
     empty: Empty = "perfect",
     penalty: float | Array = 0.1,
 ) -> Array:
-    """Cross-entropy with logits held near the labels of the neighbourhood: the mean of `CE + l |2t - 1 - z| / 2`.
+    """Cross-entropy with logits held near the labels of the neighbourhood, above 0. It calibrates: logits stay small.
 
-    `t` is the mean mask of the 3x3 pixels around, of those that lie inside the image and count. The paper penalises
-    `|t_c - z_c|`, the mean over the channels, for one logit a class; this is the least of it among all pairs of logits
-    that have the difference `z`. It calibrates: the logits stay within a few units of zero. Other arguments and errors:
-    see `jaxunet.losses`.
+    `t` is the mean mask of the 3x3 pixels around a pixel, of those that are inside the image and have weight. The paper
+    penalises the mean of `|t_c - z_c|` over two logits per pixel; this is its smallest value over all pairs of logits
+    with the difference `z`.
+
+    Formula: `mean(-g log p - (1 - g) log(1 - p) + penalty |2 t - 1 - z| / 2), t = mean of g over 3x3`
 
     Options:
-      penalty: `l`, factor of the second term (the paper's lambda).
-
-    Returns:
-      The loss, above 0.
+      penalty: factor of the second term, the paper's lambda.
 
     Source: Murugesan et al. 2023, Trust Your Neighbours, arXiv 2303.06268, eq. 5 and 6.
     """
@@ -217,10 +240,10 @@ def entropy(x: Inputs) -> Array:
 
 
 def _weight_of_largest(x: Inputs, values: Array, share: float) -> Array:
-    """Weight with which each pixel enters the mean of the largest `values`, which make up `share` of the group.
+    """Weight of each pixel in the mean of the largest `values`, which make up `share` of the group.
 
-    The smallest value that still counts is found bit by bit: numbers that are not negative have the order of their
-    bits. Each bit costs a sum over the image, and all together a fraction of a sort.
+    The smallest selected value is found bit by bit, because non-negative floats have the order of their bits. Each bit
+    costs a sum over the image, and all together a fraction of a sort.
     """
     size = values.dtype.itemsize * 8
     bits = lax.bitcast_convert_type(jnp.abs(values), jnp.dtype(f"int{size}"))
@@ -240,7 +263,7 @@ def _weight_of_largest(x: Inputs, values: Array, share: float) -> Array:
 
 
 def _sum_of_neighbours(values: Array) -> Array:
-    """Sum of each pixel of `[B, H, W, K]` and the eight around it, zero outside the image."""
+    """Sum over the 3x3 window around each pixel of `[B, H, W, K]`, zero outside the image."""
     for axis in (1, 2):
         padding = [(int(i == axis), int(i == axis)) for i in range(4)]
         padded = jnp.pad(values, padding)
@@ -248,76 +271,3 @@ def _sum_of_neighbours(values: Array) -> Array:
         first, second, third = (lax.slice_in_dim(padded, start, start + size, axis=axis) for start in range(3))
         values = first + second + third
     return values
-
-
-ENTRIES = {
-    "bce": Loss(
-        bce_loss,
-        "distribution",
-        "mean(-g log p - (1 - g) log(1 - p))",
-        "Ronneberger et al. 2015, arXiv 1505.04597",
-        range=(0, math.inf),
-        on_empty="0 for the empty prediction; every pixel is pushed down",
-        monotone=True,
-    ),
-    "weighted_bce": Loss(
-        weighted_bce_loss,
-        "distribution",
-        "mean(-2 g log p - (1 - g) log(1 - p))",
-        "Ronneberger et al. 2015, arXiv 1505.04597",
-        range=(0, math.inf),
-        on_empty="0 for the empty prediction; every pixel is pushed down",
-        monotone=True,
-    ),
-    "balanced_bce": Loss(
-        balanced_bce_loss,
-        "distribution",
-        "mean(-b g log p - (1 - b) (1 - g) log(1 - p)), b = mean(1 - g)",
-        "Xie and Tu 2015, arXiv 1504.06375",
-        range=(0, math.inf),
-        on_empty="half of bce, where the paper's formula is 0 whatever is predicted; every pixel is pushed down",
-        monotone=True,
-    ),
-    "label_smoothing_bce": Loss(
-        label_smoothing_bce_loss,
-        "distribution",
-        "mean(-g' log p - (1 - g') log(1 - p)), g' = 0.9 g + 0.05",
-        "Szegedy et al. 2015, arXiv 1512.00567",
-        range=(-0.05 * math.log(0.05) - 0.95 * math.log(0.95), math.inf),
-        on_empty="pixels above p = 0.05 are pushed down, no gradient there and back up below",
-        perfect="elsewhere",
-        learns_from_empty=False,
-    ),
-    "poly_bce": Loss(
-        poly_bce_loss,
-        "distribution",
-        "mean(-g log p - (1 - g) log(1 - p) + p (1 - g) + (1 - p) g)",
-        "Leng et al. 2022, arXiv 2204.12511",
-        range=(0, math.inf),
-        on_empty="0 for the empty prediction; every pixel is pushed down",
-        monotone=True,
-    ),
-    "topk_bce": Loss(
-        topk_bce_loss,
-        "distribution",
-        "mean of the 10 % largest -g log p - (1 - g) log(1 - p)",
-        "Wu et al. 2016, arXiv 1605.06885",
-        range=(0, math.inf),
-        on_empty="0 for the empty prediction; the 10 % highest pixels are pushed down",
-        monotone=True,
-        piecewise=True,
-    ),
-    "nacl": Loss(
-        nacl_loss,
-        "distribution",
-        "mean(-g log p - (1 - g) log(1 - p) + 0.05 |2 t - 1 - z|), t = mean of g over 3x3",
-        "Murugesan et al. 2023, arXiv 2303.06268",
-        # Of a label like its neighbours: at the logit whose probability is 1 - 0.05.
-        range=(-math.log(0.95) + 0.05 * (math.log(0.95 / 0.05) - 1), math.inf),
-        on_empty="lowest at z = -2.9; pixels above are pushed down, no gradient there and back up below",
-        perfect="elsewhere",
-        positional=True,
-        piecewise=True,
-        learns_from_empty=False,
-    ),
-}

@@ -3,11 +3,16 @@
 import jax.numpy as jnp
 from jax import Array
 
-from jaxunet.losses.entry import Loss
+from jaxunet.losses.entry import register
 from jaxunet.losses.reduction import Empty, Inputs, Reduce, prepare, ratio
 from jaxunet.losses.region.overlap import difference, overlap, true_negative
 
+__all__ = ["generalized_dice_loss", "mcc_loss", "penalty_generalized_dice_loss", "sensitivity_specificity_loss"]
 
+
+@register(
+    "region", range=(0, 1), on_empty="mean(p): 0 for the empty prediction; every pixel is pushed down", monotone=True
+)
 def generalized_dice_loss(
     logits: Array,
     masks: Array,
@@ -17,14 +22,12 @@ def generalized_dice_loss(
     patient: Array | None = None,
     empty: Empty = "perfect",
 ) -> Array:
-    """Generalized Dice loss of tumour and background, each weighed by the inverse square of its size.
+    """Generalized Dice loss of tumour and background, each weighted by the inverse square of its size, in [0, 1].
 
-    `1 - 2 sum_c w_c sum(p_c g_c) / sum_c w_c sum(p_c + g_c)`, `w_c = 1 / sum(g_c)^2`. The weights enter by their
-    proportion, so no constant is needed to keep them finite. Where one class has no pixel in a group, it weighs as much
-    as the other, and the loss of an empty mask is the mean of `p`. Arguments and errors: see `jaxunet.losses`.
+    Only the ratio of the weights matters, so no constant is needed to keep them finite. Where one class has no pixel in
+    a group, both have the same weight.
 
-    Returns:
-      The loss, in [0, 1].
+    Formula: `1 - 2 sum_c w_c sum(p_c g_c) / sum_c w_c sum(p_c + g_c), w_c = 1 / sum(g_c)^2, c = tumour, background`
 
     Source: Sudre et al. 2017, arXiv 1707.03237, section 2.
     """
@@ -32,6 +35,12 @@ def generalized_dice_loss(
     return _generalized_dice(x)
 
 
+@register(
+    "region",
+    range=(0, 1),
+    on_empty="3.5 m / (1 + 2.5 m), m = mean(p): 0 for the empty prediction; every pixel is pushed down",
+    monotone=True,
+)
 def penalty_generalized_dice_loss(
     logits: Array,
     masks: Array,
@@ -42,15 +51,12 @@ def penalty_generalized_dice_loss(
     empty: Empty = "perfect",
     k: float | Array = 2.5,
 ) -> Array:
-    """Generalized Dice loss with a penalty on errors, `1 - GD / (1 + k (1 - GD))`.
+    """Generalized Dice loss with a penalty on errors, in [0, 1].
 
-    `GD` is one minus `generalized_dice_loss`. Other arguments and errors: see `jaxunet.losses`.
+    Formula: `1 - GD / (1 + k (1 - GD)), GD = 1 - generalized_dice`
 
     Options:
       k: at least 0, strength of the penalty; 0 is the generalized Dice loss.
-
-    Returns:
-      The loss, in [0, 1].
 
     Source: Yang et al. 2019, Major Vessel Segmentation on X-ray Coronary Angiography using Deep Networks with a Novel
     Penalty Loss Function (MIDL), eq. 2.
@@ -60,6 +66,12 @@ def penalty_generalized_dice_loss(
     return (1 + k) * loss / (1 + k * loss)
 
 
+@register(
+    "region",
+    range=(0, 1),
+    on_empty="0.9 mean(p^2): 0 for the empty prediction; every pixel is pushed down",
+    monotone=True,
+)
 def sensitivity_specificity_loss(
     logits: Array,
     masks: Array,
@@ -70,16 +82,12 @@ def sensitivity_specificity_loss(
     empty: Empty = "perfect",
     r: float | Array = 0.1,
 ) -> Array:
-    """Squared errors of the two classes, `r sum((g - p)^2 g) / sum(g) + (1 - r) sum((g - p)^2 (1 - g)) / sum(1 - g)`.
+    """Squared errors in sensitivity and in specificity, in [0, 1]; a class without pixels has no term.
 
-    The first term is the error in sensitivity, the second that in specificity; a class without a pixel has no term.
-    Other arguments and errors: see `jaxunet.losses`.
+    Formula: `r sum((g - p)^2 g) / sum(g) + (1 - r) sum((g - p)^2 (1 - g)) / sum(1 - g)`
 
     Options:
-      r: in [0, 1], weight of the sensitivity. Small, since the rarer class has the larger error.
-
-    Returns:
-      The loss, in [0, 1].
+      r: in [0, 1], weight of the sensitivity; small, because the rarer class has the larger error.
 
     Source: Brosch et al. 2015, Deep Convolutional Encoder Networks for Multiple Sclerosis Lesion Segmentation (MICCAI),
     eq. 7.
@@ -91,6 +99,7 @@ def sensitivity_specificity_loss(
     return r * missed + (1 - r) * invented
 
 
+@register("region", range=(0, 2), symmetric=True, monotone=True)
 def mcc_loss(
     logits: Array,
     masks: Array,
@@ -101,17 +110,12 @@ def mcc_loss(
     empty: Empty = "perfect",
     smooth: float | Array = 1.0,
 ) -> Array:
-    """One minus Matthews' correlation coefficient of the soft counts.
+    """One minus Matthews' correlation coefficient, in [0, 2]; 1 where prediction and mask are not correlated.
 
-    `1 - (TP TN - FP FN) / sqrt((TP + FP)(TP + FN)(TN + FP)(TN + FN))`. Other arguments and errors: see
-    `jaxunet.losses`.
+    Formula: `1 - (TP TN - FP FN) / sqrt((TP + FP)(TP + FN)(TN + FP)(TN + FN)), smooth added to TP and TN`
 
     Options:
-      smooth: added to TP and TN, as that many pixels of each class that are right: without them the coefficient of an
-        empty or a full mask is undefined.
-
-    Returns:
-      The loss, in [0, 2]; 1 where prediction and mask are not correlated.
+      smooth: correct pixels added to each class; the coefficient of an empty or a full mask is undefined without them.
 
     Source: Abhishek and Hamarneh 2021, Matthews Correlation Coefficient Loss for Deep Convolutional Networks (ISBI),
     arXiv 2010.13454, eq. 4.
@@ -119,62 +123,22 @@ def mcc_loss(
     x = prepare(logits, masks, weight, reduce, patient, empty)
     found = overlap(x)
     tp, tn, fp, fn = found.true_positive + smooth, true_negative(x) + smooth, found.false_positive, found.false_negative
-    # The root of each half: the product of all four exceeds float32 in a large batch.
+    # The root of each half: the product of all four overflows float32 in a large batch.
     margins = _root((tp + fp) * (tp + fn)) * _root((tn + fp) * (tn + fn))
     return 1 - ratio(tp * tn - fp * fn, margins)
 
 
 def _generalized_dice(x: Inputs) -> Array:
-    """Twice the errors belong to both classes alike, so that the loss is their share whatever the weights."""
+    """The errors are the same for both classes, so the weights apply to the correct pixels only."""
     found, tn = overlap(x), true_negative(x)
     tp, errors = found.true_positive, found.errors
     true, false = tp + found.false_negative, tn + found.false_positive
     both = (true > 0) & (false > 0)
-    share = jnp.where(both, ratio(false**2, true**2 + false**2), 0.5)  # the tumour's part of the weights
+    share = jnp.where(both, ratio(false**2, true**2 + false**2), 0.5)  # the tumour's share of the weights
     return ratio(errors, 2 * (share * tp + (1 - share) * tn) + errors)
 
 
 def _root(square: Array) -> Array:
+    """Square root with gradient zero at zero, where it is infinite."""
     positive = square > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
-
-
-ENTRIES = {
-    "generalized_dice": Loss(
-        generalized_dice_loss,
-        "region",
-        "1 - 2 sum_c w_c sum(p_c g_c) / sum_c w_c sum(p_c + g_c), w_c = 1 / sum(g_c)^2, c = tumour, background",
-        "Sudre et al. 2017, arXiv 1707.03237",
-        range=(0, 1),
-        on_empty="mean(p): 0 for the empty prediction; every pixel is pushed down",
-        monotone=True,
-    ),
-    "penalty_generalized_dice": Loss(
-        penalty_generalized_dice_loss,
-        "region",
-        "1 - GD / (1 + 2.5 (1 - GD)), GD = 1 - generalized_dice",
-        "Yang et al. 2019 (MIDL)",
-        range=(0, 1),
-        on_empty="3.5 m / (1 + 2.5 m), m = mean(p): 0 for the empty prediction; every pixel is pushed down",
-        monotone=True,
-    ),
-    "sensitivity_specificity": Loss(
-        sensitivity_specificity_loss,
-        "region",
-        "0.1 sum((g - p)^2 g) / sum(g) + 0.9 sum((g - p)^2 (1 - g)) / sum(1 - g)",
-        "Brosch et al. 2015 (MICCAI)",
-        range=(0, 1),
-        on_empty="0.9 mean(p^2): 0 for the empty prediction; every pixel is pushed down",
-        monotone=True,
-    ),
-    "mcc": Loss(
-        mcc_loss,
-        "region",
-        "1 - (TP TN - FP FN) / sqrt((TP + FP)(TP + FN)(TN + FP)(TN + FN)), one pixel added to TP and TN",
-        "Abhishek and Hamarneh 2021, arXiv 2010.13454",
-        range=(0, 2),
-        on_empty="0 for the empty prediction; every pixel is pushed down",
-        symmetric=True,
-        monotone=True,
-    ),
-}

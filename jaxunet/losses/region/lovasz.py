@@ -6,11 +6,21 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxunet.losses.entry import Loss
+from jaxunet.losses.entry import register
 from jaxunet.losses.reduction import Empty, Inputs, Reduce, prepare, ratio
 from jaxunet.losses.region.overlap import difference
 
+__all__ = ["lovasz_hinge_loss", "lovasz_sigmoid_loss"]
 
+
+@register(
+    "region",
+    range=(0, math.inf),
+    on_empty="max(0, 1 + z) of the highest pixel, which alone is pushed down; no gradient where all z < -1",
+    monotone=True,
+    piecewise=True,
+    learns_from_empty=False,
+)
 def lovasz_hinge_loss(
     logits: Array,
     masks: Array,
@@ -20,13 +30,11 @@ def lovasz_hinge_loss(
     patient: Array | None = None,
     empty: Empty = "perfect",
 ) -> Array:
-    """Lovász extension of the Jaccard loss at the hinge errors `max(0, 1 - z (2g - 1))`.
+    """Lovász extension of the Jaccard loss at the hinge errors, at least 0. Defined per image.
 
-    Per image by nature: "batch" and "patient" are means over images. Equal errors count in the order of the pixels,
-    which changes the gradient between them and never the value. Arguments and errors: see `jaxunet.losses`.
+    Equal errors are ordered by the position of their pixels, which changes the gradient among them but not the value.
 
-    Returns:
-      The loss, at least 0.
+    Formula: `Lovász extension of the Jaccard loss at max(0, 1 - z (2g - 1)), mean over images`
 
     Source: Berman et al. 2018, arXiv 1705.08790, eq. 8 and algorithm 1.
     """
@@ -34,6 +42,13 @@ def lovasz_hinge_loss(
     return x.mean_of_images(_extension(x, jax.nn.relu(1 - x.logits * (2 * x.masks - 1))))
 
 
+@register(
+    "region",
+    range=(0, 1),
+    on_empty="p of the highest pixel: 0 for the empty prediction; that pixel alone is pushed down",
+    monotone=True,
+    piecewise=True,
+)
 def lovasz_sigmoid_loss(
     logits: Array,
     masks: Array,
@@ -43,13 +58,11 @@ def lovasz_sigmoid_loss(
     patient: Array | None = None,
     empty: Empty = "perfect",
 ) -> Array:
-    """Lovász extension of the Jaccard loss at the errors `|g - p|`: Lovász-softmax for binary masks.
+    """Lovász extension of the Jaccard loss at the errors of the probabilities, in [0, 1]. Defined per image.
 
-    Per image by nature: "batch" and "patient" are means over images. Equal errors count in the order of the pixels,
-    which changes the gradient between them and never the value. Arguments and errors: see `jaxunet.losses`.
+    It is Lovász-softmax for binary masks. Equal errors are ordered as in `lovasz_hinge_loss`.
 
-    Returns:
-      The loss, in [0, 1].
+    Formula: `Lovász extension of the Jaccard loss at |g - p|, mean over images`
 
     Source: Berman et al. 2018, arXiv 1705.08790, eq. 11.
     """
@@ -58,7 +71,7 @@ def lovasz_sigmoid_loss(
 
 
 def _extension(x: Inputs, errors: Array) -> Array:
-    """Sum of the errors of each image, `[B]`, each times what it adds to the Jaccard loss of the greater ones."""
+    """Sum over each image, `[B]`, of the errors times what each adds to the Jaccard loss of the larger ones."""
     masks = x.masks.reshape(len(errors), -1)
     weight = jnp.broadcast_to(x.weight, errors.shape).reshape(masks.shape)
     errors = errors.reshape(masks.shape)
@@ -68,12 +81,11 @@ def _extension(x: Inputs, errors: Array) -> Array:
 
 
 def _jaccard_steps(masks: Array, weight: Array) -> Array:
-    """What each pixel adds to the Jaccard loss when the errors are made in this order, `[B, N]` of the same.
+    """What each pixel adds to the Jaccard loss when errors are made in this order; arguments and result `[B, N]`.
 
-    The loss after the first k errors is `W / U`: their weight over that of the union, `U = G + N`, where `G` is the
-    weight of all true pixels and `N` that of the false ones among the k. The difference of two of these loses four
-    digits in float32, so it is written out: `w (I + g W) / (U U')`, with the intersection `I = U - W`, before and
-    after.
+    After the first k errors the loss is `W / U`: their weight over that of the union, `U = G + N`, where `G` is the
+    weight of all true pixels and `N` that of the false ones among the k. The difference of two such losses loses four
+    digits in float32, so it is written as `w (I + g W) / (U U')`, with the intersection `I = U - W`, before and after.
     """
     true, false = weight * masks, weight * (1 - masks)
     remaining = lax.cumsum(true, axis=1, reverse=True)
@@ -81,15 +93,15 @@ def _jaccard_steps(masks: Array, weight: Array) -> Array:
     union = size + lax.cumsum(false, axis=1)
     before = union - false
     wrong = before - remaining
-    first = ratio(weight, union)  # of an image without tumour; 0 where the pixel has no weight
+    first = ratio(weight, union)  # in an image without tumour; 0 where the pixel has no weight
     return jnp.where(before > 0, ratio(weight * (remaining + masks * wrong), before * union), first)
 
 
 def _descending(values: Array) -> Array:
-    """Indices that sort the rows of `values` `[B, N]`, none of them negative, from large to small; ties in order.
+    """Indices that sort the rows of non-negative `values` `[B, N]` from large to small; ties keep their order.
 
-    A radix sort: numbers that are not negative have the order of their bits, and as many of them as fit are sorted at
-    a time in one integer with the place they come from. XLA sorts plain integers several times faster than pairs.
+    A radix sort: non-negative floats have the order of their bits, and as many bits as fit are sorted at a time in one
+    integer, together with the position they come from. XLA sorts plain integers several times faster than pairs.
     """
     width = 8 * values.dtype.itemsize
     unsigned = jnp.dtype(f"uint{width}")
@@ -110,32 +122,7 @@ def _take(values: Array, order: Array) -> Array:
 
 
 def _put(values: Array, order: Array) -> Array:
-    """Undoes `_take`: what came from a place goes back there."""
+    """Inverse of `_take`: puts each value back where it came from."""
     rows = jnp.arange(len(order), dtype=jnp.int32)[:, None]
     places = jnp.zeros_like(values).at[rows, order.astype(jnp.int32)]
     return places.set(values, unique_indices=True, mode="promise_in_bounds")
-
-
-ENTRIES = {
-    "lovasz_hinge": Loss(
-        lovasz_hinge_loss,
-        "region",
-        "Lovász extension of the Jaccard loss at max(0, 1 - z (2g - 1)), mean over images",
-        "Berman et al. 2018, arXiv 1705.08790",
-        range=(0, math.inf),
-        on_empty="max(0, 1 + z) of the highest pixel, which alone is pushed down; no gradient where all z < -1",
-        monotone=True,
-        piecewise=True,
-        learns_from_empty=False,
-    ),
-    "lovasz_sigmoid": Loss(
-        lovasz_sigmoid_loss,
-        "region",
-        "Lovász extension of the Jaccard loss at |g - p|, mean over images",
-        "Berman et al. 2018, arXiv 1705.08790",
-        range=(0, 1),
-        on_empty="p of the highest pixel: 0 for the empty prediction; that pixel alone is pushed down",
-        monotone=True,
-        piecewise=True,
-    ),
-}

@@ -1,4 +1,4 @@
-"""The sums that overlaps are made of."""
+"""Soft counts of pixels, the terms of every overlap."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from jaxunet.losses.reduction import Inputs
 
 
 class Overlap(NamedTuple):
-    """Soft counts of pixels in each group, under the weight.
+    """Weighted soft counts of pixels in each group.
 
     Attributes:
       true_positive: sum of `pg`.
@@ -29,10 +29,10 @@ class Overlap(NamedTuple):
 
 
 def overlap(x: Inputs) -> Overlap:
-    """Counts what prediction and mask have in common and what not.
+    """Counts true positives and both kinds of errors.
 
-    Losses are written as a share of the errors, `errors / (2 tp + errors)` rather than `1 - 2 tp / (...)`: what is
-    nearly right keeps its digits.
+    Losses are written as a share of the errors, `errors / (2 tp + errors)` rather than `1 - 2 tp / (...)`, which keeps
+    the digits of a nearly perfect prediction.
     """
     probs, opposite = probabilities(x.logits)
     return Overlap(
@@ -43,7 +43,7 @@ def overlap(x: Inputs) -> Overlap:
 
 
 def true_negative(x: Inputs) -> Array:
-    """Sum of `(1 - p) (1 - g)` in each group, under the weight."""
+    """Sum of `(1 - p) (1 - g)` in each group, weighted."""
     return x.total(x.weight * probabilities(x.logits)[1] * (1 - x.masks))
 
 
@@ -54,5 +54,5 @@ def difference(x: Inputs) -> Array:
 
 
 def smooth_where_empty(true_pixels: Array, smooth: float | Array) -> Array:
-    """`smooth`, at least 1 in groups whose masks are empty."""
+    """`smooth`, raised to at least 1 in groups whose masks are all empty."""
     return jnp.where(true_pixels == 0, jnp.maximum(smooth, 1.0), smooth).astype(true_pixels.dtype)

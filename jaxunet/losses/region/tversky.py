@@ -1,12 +1,20 @@
-"""Tversky indices: overlaps in which false positives and false negatives weigh differently."""
+"""Tversky indices: overlaps in which false positives and false negatives have different weights."""
 
 from jax import Array
 
-from jaxunet.losses.entry import Loss
+from jaxunet.losses.entry import register
 from jaxunet.losses.reduction import Empty, Reduce, power, prepare, ratio
 from jaxunet.losses.region.overlap import Overlap, overlap, smooth_where_empty, true_negative
 
+__all__ = ["asymmetric_focal_tversky_loss", "asymmetric_similarity_loss", "focal_tversky_loss", "tversky_loss"]
 
+
+@register(
+    "region",
+    range=(0, 1),
+    on_empty="0.3 FP / (0.3 FP + 1): 0 for the empty prediction; every pixel is pushed down",
+    monotone=True,
+)
 def tversky_loss(
     logits: Array,
     masks: Array,
@@ -19,17 +27,14 @@ def tversky_loss(
     beta: float | Array = 0.7,
     smooth: float | Array = 0.0,
 ) -> Array:
-    """One minus the Tversky index, `1 - (TP + s) / (TP + a FP + b FN + s)`.
+    """One minus the Tversky index, in [0, 1]. `alpha = beta = 1/2` is Dice, `alpha = beta = 1` Jaccard.
 
-    `a = b = 1/2` is Dice, `a = b = 1` Jaccard. Other arguments and errors: see `jaxunet.losses`.
+    Formula: `1 - (TP + smooth) / (TP + alpha FP + beta FN + smooth)`
 
     Options:
-      alpha: `a`, at least 0, weight of the false positives.
-      beta: `b`, at least 0, weight of the false negatives.
-      smooth: added above and below; at least 1 where the masks of a group are all empty.
-
-    Returns:
-      The loss, in [0, 1].
+      alpha: at least 0, weight of the false positives.
+      beta: at least 0, weight of the false negatives.
+      smooth: raised to at least 1 where all masks of a group are empty.
 
     Source: Salehi et al. 2017, arXiv 1706.05721, eq. 3.
     """
@@ -37,6 +42,12 @@ def tversky_loss(
     return _tversky(overlap(x), alpha, beta, smooth)
 
 
+@register(
+    "region",
+    range=(0, 1),
+    on_empty="(0.3 FP / (0.3 FP + 1))^0.75: 0 for the empty prediction; every pixel is pushed down",
+    monotone=True,
+)
 def focal_tversky_loss(
     logits: Array,
     masks: Array,
@@ -50,18 +61,15 @@ def focal_tversky_loss(
     gamma: float | Array = 0.75,
     smooth: float | Array = 0.0,
 ) -> Array:
-    """Power of the Tversky loss, `(1 - TI)^c`: below 1 it lets what is nearly right keep its gradient.
+    """Power of the Tversky loss, in [0, 1]; an exponent below 1 keeps the gradient of a nearly correct prediction.
 
-    Other arguments and errors: see `jaxunet.losses`.
+    Formula: `(1 - (TP + smooth) / (TP + alpha FP + beta FN + smooth))^gamma`
 
     Options:
       alpha: weight of the false positives.
       beta: weight of the false negatives.
-      gamma: `c`, above 0. The paper writes the exponent as 1 / 4 over 3.
+      gamma: above 0. The paper writes 3/4 as the inverse of 4/3.
       smooth: as in `tversky_loss`.
-
-    Returns:
-      The loss, in [0, 1].
 
     Source: Abraham and Khan 2018, arXiv 1810.07842, eq. 4.
     """
@@ -69,6 +77,12 @@ def focal_tversky_loss(
     return power(_tversky(overlap(x), alpha, beta, smooth), gamma)
 
 
+@register(
+    "region",
+    range=(0, 1),
+    on_empty="0.31 FP / (0.31 FP + 1): 0 for the empty prediction; every pixel is pushed down",
+    monotone=True,
+)
 def asymmetric_similarity_loss(
     logits: Array,
     masks: Array,
@@ -80,16 +94,13 @@ def asymmetric_similarity_loss(
     beta: float | Array = 1.5,
     smooth: float | Array = 0.0,
 ) -> Array:
-    """One minus the F-beta score, `1 - (TP + s) / (TP + b^2 / (1 + b^2) FN + 1 / (1 + b^2) FP + s)`.
+    """One minus the F-beta score, in [0, 1].
 
-    Other arguments and errors: see `jaxunet.losses`.
+    Formula: `1 - (TP + smooth) / (TP + a FN + (1 - a) FP + smooth), a = beta^2 / (1 + beta^2)`
 
     Options:
-      beta: `b`, at least 0; above 1 a false negative weighs more than a false positive.
+      beta: at least 0; above 1 a false negative weighs more than a false positive.
       smooth: as in `tversky_loss`.
-
-    Returns:
-      The loss, in [0, 1].
 
     Source: Hashemi et al. 2018, Asymmetric Loss Functions and Deep Densely Connected Networks (IEEE Access), eq. 4.
     """
@@ -97,6 +108,12 @@ def asymmetric_similarity_loss(
     return _tversky(overlap(x), 1 / (1 + beta**2), beta**2 / (1 + beta**2), smooth)
 
 
+@register(
+    "region",
+    range=(0, 1),
+    on_empty="0 for the empty prediction; every pixel is pushed down, steeply where little is predicted",
+    monotone=True,
+)
 def asymmetric_focal_tversky_loss(
     logits: Array,
     masks: Array,
@@ -109,18 +126,16 @@ def asymmetric_focal_tversky_loss(
     gamma: float | Array = 0.75,
     smooth: float | Array = 0.0,
 ) -> Array:
-    """Mean of the background's Tversky loss and a power of the tumour's, `((1 - TI_b) + (1 - TI_f)^(1 - c)) / 2`.
+    """Mean of the background's Tversky loss and a power of the tumour's, in [0, 1].
 
-    `TI = TP / (TP + (1 - d) FP + d FN)` of each class; the exponent is below 1, so that a rare tumour that is nearly
-    right keeps its gradient. Other arguments and errors: see `jaxunet.losses`.
+    The exponent is below 1, so a rare tumour that is nearly correct keeps its gradient.
+
+    Formula: `((1 - TI_b) + (1 - TI_f)^(1 - gamma)) / 2, TI = TP / (TP + (1 - delta) FP + delta FN) of each class`
 
     Options:
-      delta: `d` in [0, 1], weight of the false negatives.
-      gamma: `c` in [0, 1), how much the tumour is favoured.
+      delta: in [0, 1], weight of the false negatives.
+      gamma: in [0, 1), how much the tumour is favoured.
       smooth: as in `tversky_loss`, for each class.
-
-    Returns:
-      The loss, in [0, 1].
 
     Source: Yeung et al. 2021, Unified Focal loss, arXiv 2102.04525, the modified asymmetric Focal Tversky loss.
     """
@@ -136,43 +151,3 @@ def _tversky(found: Overlap, alpha: float | Array, beta: float | Array, smooth: 
     errors = alpha * found.false_positive + beta * found.false_negative
     smoothing = smooth_where_empty(found.true_positive + found.false_negative, smooth)
     return ratio(errors, found.true_positive + errors + smoothing)
-
-
-ENTRIES = {
-    "tversky": Loss(
-        tversky_loss,
-        "region",
-        "1 - TP / (TP + 0.3 FP + 0.7 FN)",
-        "Salehi et al. 2017, arXiv 1706.05721",
-        range=(0, 1),
-        on_empty="0.3 FP / (0.3 FP + 1): 0 for the empty prediction; every pixel is pushed down",
-        monotone=True,
-    ),
-    "focal_tversky": Loss(
-        focal_tversky_loss,
-        "region",
-        "(1 - TP / (TP + 0.3 FP + 0.7 FN))^0.75",
-        "Abraham and Khan 2018, arXiv 1810.07842",
-        range=(0, 1),
-        on_empty="(0.3 FP / (0.3 FP + 1))^0.75: 0 for the empty prediction; every pixel is pushed down",
-        monotone=True,
-    ),
-    "asymmetric_similarity": Loss(
-        asymmetric_similarity_loss,
-        "region",
-        "1 - TP / (TP + 0.31 FP + 0.69 FN)",
-        "Hashemi et al. 2018 (IEEE Access 8573779)",
-        range=(0, 1),
-        on_empty="0.31 FP / (0.31 FP + 1): 0 for the empty prediction; every pixel is pushed down",
-        monotone=True,
-    ),
-    "asymmetric_focal_tversky": Loss(
-        asymmetric_focal_tversky_loss,
-        "region",
-        "((1 - TI_b) + (1 - TI_f)^0.25) / 2, TI = TP / (TP + 0.3 FP + 0.7 FN) of each class",
-        "Yeung et al. 2021, arXiv 2102.04525",
-        range=(0, 1),
-        on_empty="0 for the empty prediction; every pixel is pushed down, steeply where little is predicted",
-        monotone=True,
-    ),
-}
