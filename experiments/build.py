@@ -21,6 +21,7 @@ from data_pipeline.splits import Split, split
 from experiments.config import Config, ConfigError, data_paths, read_run
 from experiments.fields import suggest
 from experiments.run_directory import read_manifest
+from jaxunet.augment import AUGMENTATIONS, Augment, compose
 from jaxunet.checkpoint import Checkpoints, abstract_like
 from jaxunet.losses import LOSSES, averaged
 from jaxunet.model import UNet
@@ -105,6 +106,21 @@ def loss(config: Config) -> Callable[..., jax.Array]:
     bound = partial(fn, **options) if options else fn
     _try_loss(bound, config)
     return bound
+
+
+def augmentation(config: Config) -> Augment | None:
+    """Returns the augmentations of the training step, composed; None if there are none.
+
+    Raises:
+      ConfigError: an unknown name.
+    """
+    names = config.train.augment
+    if unknown := [name for name in names if name not in AUGMENTATIONS]:
+        raise ConfigError(
+            f"train.augment: unknown augmentation {unknown[0]!r}{suggest(unknown[0], AUGMENTATIONS)}; "
+            f"known are {', '.join(AUGMENTATIONS)}"
+        )
+    return compose({name: {} for name in names})
 
 
 def _try_loss(fn: Callable[..., jax.Array], config: Config) -> None:

@@ -172,6 +172,7 @@ class CompiledSteps:
             loss=loss,
             seed=train.seed,
             accumulate=train.accumulate,
+            augment=build.augmentation(self.config),
             state_sharding=self.places,
             batch_sharding=batches,
         )
@@ -480,6 +481,7 @@ def train(
     with fail_together("checking the configuration and the data"):  # before anything is written
         check_devices(config, jax.device_count(), batch_sizes)
         build.loss(config)
+        build.augmentation(config)
         begun = check_directory(directory, config)
         data = build.dataset(config, progress=first)
         split = saved_split(directory, data) if begun else build.data_split(config, data)
