@@ -106,5 +106,5 @@ def test_an_unknown_loss_lists_the_known():
 def test_augmentations_are_found_by_name_and_off_by_default():
     assert build.augmentation(Config()) is None
     assert callable(build.augmentation(override(Config(), {"train.augment": ("flip", "gamma")})))
-    with pytest.raises(ConfigError, match=r"train\.augment: unknown augmentation 'flop'; did you mean flip\?; known are"):
+    with pytest.raises(ConfigError, match=r"unknown augmentation 'flop'; did you mean flip\?; known are"):
         build.augmentation(override(Config(), {"train.augment": ("gamma", "flop")}))
