@@ -1,8 +1,8 @@
 """`python -m experiments.bench loader --root=kaggle_3m`: how many slices per second reach the step, stage by stage.
 
-Each stage is measured alone in one thread, on slices that have been read or decoded before. Each cache is measured as a
-training run uses it, in its random order, up to the host and up to the device. PyTorch's DataLoader, in its own process,
-reads the image files with two workers, as is usual. All take turns in rounds, with all files in the page cache.
+Each stage is measured alone in one thread, on slices that have been read or decoded before. Each cache is measured as
+a training run uses it, in its random order, up to the host and up to the device. PyTorch's DataLoader, in its own
+process, reads the image files with two workers, as is usual. All take turns, with all files in the page cache.
 """
 
 import dataclasses
