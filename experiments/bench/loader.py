@@ -1,9 +1,8 @@
 """`python -m experiments.bench loader --root=kaggle_3m`: how many slices per second reach the step, stage by stage.
 
-Each stage is measured alone in one thread, on slices that have been read or decoded before; each cache is measured as a
-training run uses it, in its random order, up to the host and up to the device. PyTorch's DataLoader, in a process of
-its own, reads the image files with two workers, as people do. All take turns in rounds, with all files in the page
-cache.
+Each stage is measured alone in one thread, on slices that have been read or decoded before. Each cache is measured as
+a training run uses it, in its random order, up to the host and up to the device. PyTorch's DataLoader, in its own
+process, reads the image files with two workers, as is usual. All take turns, with all files in the page cache.
 """
 
 import dataclasses
@@ -189,7 +188,7 @@ def steps(data: Prepared, options: LoaderOptions) -> dict[str, Callable[[], floa
 
 
 def torch_turn(source: Source, options: LoaderOptions) -> tuple[Turn | None, Worker | None, str]:
-    """The DataLoader in a process of its own: its turn, the process, which must be closed, or why there is none."""
+    """The DataLoader in its own process: its turn, the process (to be closed), or the reason why there is none."""
     if missing(("torch",)):
         return None, None, "torch is not installed (extra bench)"
     if not isinstance(source, PairSource):  # the DataLoader reads files

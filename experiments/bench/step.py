@@ -1,6 +1,6 @@
 """`python -m experiments.bench step`: a training step and inference of the network, in jaxunet and in its peers.
 
-Each peer has a process of its own; one works at a time, with all cores, and they take turns in rounds. All start from
+Each peer has its own process; one works at a time, with all cores, and they take turns in rounds. All start from
 the same weights and must find the same loss before anything is timed. A step is what a training program does with a
 batch that is on the device: forward with dropout, loss, backward, Adam; jaxunet's also counts pixels for the scores and
 guards against non-finite updates, as `jaxunet.step.compile_train_step` does.

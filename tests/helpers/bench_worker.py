@@ -46,7 +46,7 @@ def slower_dice(size, batch):
 
 
 class InProcess:
-    """A worker without a process of its own, which would spend seconds on imports."""
+    """A worker inside the process of the test: a new one would spend seconds on imports."""
 
     def __init__(self, name, target, arguments, *, environment=None):
         self.name = name

@@ -1,4 +1,4 @@
-"""Runs benchmarks of a tiny network, in a process of their own or in that of the test."""
+"""Runs benchmarks of a tiny network, in a new process or in that of the test."""
 
 import json
 import subprocess

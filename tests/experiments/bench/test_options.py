@@ -45,7 +45,7 @@ def test_values_out_of_range_are_reported_together(words, expected):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "named"),
     [
         (["stap"], ("stap", "step, loader, losses, scaling, trace")),
         (["loader", "--write_docs"], ("--write_docs",)),
@@ -53,9 +53,9 @@ def test_values_out_of_range_are_reported_together(words, expected):
         (["trace", "--dtype=int8"], ("int8", "float32", "bfloat16")),
     ],
 )
-def test_what_is_not_an_option_ends_the_program_with_the_code_of_usage(words, said, capsys):
+def test_what_is_not_an_option_ends_the_program_with_the_code_of_usage(words, named, capsys):
     with pytest.raises(SystemExit) as caught:
         parse(words)
     assert caught.value.code == 2
     message = capsys.readouterr().err
-    assert all(word in message for word in said), message
+    assert all(word in message for word in named), message

@@ -1,4 +1,4 @@
-"""The step beside its peers: the same losses, figures that hold together, a table on the terminal and in the docs."""
+"""The step compared with its peers: equal losses, consistent figures, a table on the terminal and in the docs."""
 
 import json
 import math
