@@ -87,7 +87,7 @@ def test_only_bad_files_are_no_crash(tmp_path):
     assert outcomes[0].error
 
 
-def test_an_output_that_is_no_number_writes_no_picture_and_is_a_numeric_error(tmp_path):
+def test_an_output_that_is_not_finite_writes_no_picture_and_is_a_numeric_error(tmp_path):
     save(tmp_path / "in" / "a.png", red((40, 40)))
     outcomes, _ = go(run_of(tmp_path / "run", shift=np.nan, images=tmp_path / "in", output_dir=tmp_path / "out"))
     assert names(tmp_path / "out") == ["predictions.csv"]
@@ -96,7 +96,7 @@ def test_an_output_that_is_no_number_writes_no_picture_and_is_a_numeric_error(tm
     assert type(error.value).exit_code == 3
 
 
-def test_nothing_is_written_over_unless_told(tmp_path):
+def test_nothing_is_written_over_unless_allowed(tmp_path):
     save(tmp_path / "in" / "a.png", red())
     out = tmp_path / "out"
     out.mkdir()

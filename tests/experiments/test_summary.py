@@ -84,8 +84,8 @@ def test_multiply_adds_are_those_that_the_compiler_counts():
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")
     params = jax.eval_shape(network.init, jax.random.key(0), images)
     counted = jax.jit(network.apply).lower(params, images).cost_analysis()["flops"]
-    ours = 2 * sum(layer.multiply_adds for layer in layer_table(model))
-    assert ours == pytest.approx(counted, rel=0.1)  # the compiler leaves out taps that fall off the edge, adds ReLUs
+    listed = 2 * sum(layer.multiply_adds for layer in layer_table(model))
+    assert listed == pytest.approx(counted, rel=0.1)  # the compiler leaves out taps that fall off the edge, adds ReLUs
 
 
 def test_the_printed_table_names_every_layer_and_the_total():
