@@ -138,6 +138,11 @@ def source_kinds() -> Mapping[str, SourceKind]:
     return dict(sorted(_KINDS.items()))
 
 
+def source_kind(name: str) -> SourceKind:
+    """Returns a kind by name; a source that was not registered has the default attributes."""
+    return source_kinds().get(name) or SourceKind(opens=lambda root: False, open=lambda root, options: root)
+
+
 def open_source(
     root: str | Path | None, options: SourceOptions = DEFAULTS, *, pairs: Sequence[Pair] | None = None
 ) -> Source:
