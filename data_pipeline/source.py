@@ -170,6 +170,9 @@ def open_source(
         if kind.opens(path):
             return kind.open(path, options)
     assert path is not None, "the synthetic set opens without a root"
-    content = "a file" if path.is_file() else ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
+    if path.is_file():
+        content = "a file"
+    else:
+        content = "holds " + (", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing")
     expected = ", or ".join(kind.expects for kind in kinds.values() if kind.expects)
-    raise DataError(f"not a data set: {path} (holds {content}); expected {expected}")
+    raise DataError(f"not a data set: {path} ({content}); expected {expected}")

@@ -120,8 +120,11 @@ def test_folders_named_as_in_kaggle_3m_are_folders(tmp_path):
 def test_a_place_that_no_source_opens_is_told_what_was_expected(tmp_path, name):
     (tmp_path / "folder").mkdir()
     (tmp_path / "readme.txt").write_text("x")
-    for place, holds in ((tmp_path / name, "a file" if "." in name else "nothing"), (tmp_path, "folder, readme.txt")):
-        message = rf"not a data set: {place} .holds {holds}.; expected .*train/mask.*, or the kaggle_3m.*kaggle\.com"
+    for place, holds in (
+        (tmp_path / name, "a file" if "." in name else "holds nothing"),
+        (tmp_path, "holds folder, readme.txt"),
+    ):
+        message = rf"not a data set: {place} .{holds}.; expected .*train/mask.*, or the kaggle_3m.*kaggle\.com"
         with pytest.raises(DataError, match=message):
             open_source(place)
 
