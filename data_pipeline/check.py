@@ -13,7 +13,7 @@ from rich.text import Text
 from data_pipeline.console import track
 from data_pipeline.files import some
 from data_pipeline.prepared import Entry, Prepared
-from data_pipeline.source import DataError, Source, source_kinds
+from data_pipeline.source import DataError, Source, source_kind
 from data_pipeline.splits import split
 
 SHOWN = 10
@@ -112,7 +112,7 @@ def facts(data: Prepared | Decoded) -> Facts:
         shapes, problems = data.shapes, list(data.problems)
     else:
         described, shapes, problems = data, (data.shape,) * len(entries), []
-    kind = source_kinds()[described.kind]
+    kind = source_kind(described.kind)
     volumes: dict[str, list[int]] = defaultdict(list)
     for entry in entries:
         if entry.patient:

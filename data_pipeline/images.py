@@ -274,7 +274,7 @@ def _tiff_header(file_format: str, data: bytes, name: str) -> _Header:
 
     if end > len(data):
         raise DataError(f"truncated: {len(data)} of {end} bytes: {name}")
-    if len(page.tags.keys()) < len(page.tags):  # tifffile uses the first, Pillow the last
+    if len(page.tags.keys()) < len(page.tags):  # it is not defined which one counts
         raise DataError(f"damaged TIFF (a tag occurs twice): {name}")
     width, height, channels, compression = (values(*tag)[0] for tag in ((256,), (257,), (277, 1), (259, 1)))
     _check_size(width, height, name)

@@ -138,6 +138,11 @@ def source_kinds() -> Mapping[str, SourceKind]:
     return dict(sorted(_KINDS.items()))
 
 
+def source_kind(name: str) -> SourceKind:
+    """Returns a kind by name; a source that was not registered has the default attributes."""
+    return source_kinds().get(name) or SourceKind(opens=lambda root: False, open=lambda root, options: root)
+
+
 def open_source(
     root: str | Path | None, options: SourceOptions = DEFAULTS, *, pairs: Sequence[Pair] | None = None
 ) -> Source:
@@ -165,6 +170,9 @@ def open_source(
         if kind.opens(path):
             return kind.open(path, options)
     assert path is not None, "the synthetic set opens without a root"
-    content = "a file" if path.is_file() else ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
+    if path.is_file():
+        content = "a file"
+    else:
+        content = "holds " + (", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing")
     expected = ", or ".join(kind.expects for kind in kinds.values() if kind.expects)
-    raise DataError(f"not a data set: {path} (holds {content}); expected {expected}")
+    raise DataError(f"not a data set: {path} ({content}); expected {expected}")

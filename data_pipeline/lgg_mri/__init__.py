@@ -6,6 +6,6 @@ needed to read what is already written.
 
 NAME = "lgg_mri"
 VERSION = "1.0.0"
-"""Version of what is written; a new one prepares every dataset anew."""
+"""Version of what is written; a new version prepares every dataset again."""
 SPLIT = "slices"
 """The one TFDS split: every slice, in the order of the source."""

@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 
 from data_pipeline.lgg_mri import NAME, SPLIT, VERSION
 from data_pipeline.prepared import Entry
-from data_pipeline.source import DataError, Source, source_kinds
+from data_pipeline.source import DataError, Source, source_kind
 
 SHARD_BYTES = 64 << 20
 
@@ -48,7 +48,7 @@ class LggMri(tfds.core.ShardBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         image, mask = self._shapes
-        kind = source_kinds()[self._source.kind]
+        kind = source_kind(self._source.kind)
         return _LocalInfo(
             builder=self,
             description=self._source.title,

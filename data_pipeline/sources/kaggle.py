@@ -9,7 +9,7 @@ from data_pipeline.source import DEFAULTS, DataError, SourceOptions, register
 from data_pipeline.sources.pairs import TCGA_NAME, PairSource, check_paired, parse_name
 
 URL = "https://www.kaggle.com/datasets/mateuszbuda/lgg-mri-segmentation"
-EXPECTS = f"the kaggle_3m folder (or zip) of {URL}"
+EXPECTS = f"the kaggle_3m folder (or zip) of {URL}, with slices named TCGA_<site>_<patient>_<date>_<n>.tif"
 CITATION = """\
 @article{buda2019association,
   title={Association of genomic subtypes of lower-grade gliomas with shape features automatically extracted by a deep
@@ -65,10 +65,7 @@ def open_kaggle(root: str | Path, options: SourceOptions = DEFAULTS) -> PairSour
             found[path.stem] = name
     if not found:
         content = some(sorted({name.split("/")[0] for name in tree.names}), 5) or "nothing"
-        raise DataError(
-            f"no slices named TCGA_<site>_<patient>_<date>_<n>.tif below {root}, which holds {content}; "
-            f"expected {EXPECTS}"
-        )
+        raise DataError(f"no slices below {root} (holds {content}); expected {EXPECTS}")
     if odd:
         raise DataError(
             f"{len(odd)} TIFF files in {root} are not named TCGA_<site>_<patient>_<date>_<n>[_mask].tif: {some(odd)}; "

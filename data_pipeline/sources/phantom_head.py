@@ -345,7 +345,7 @@ def _paint_inside(
 ) -> np.ndarray:
     """Cortex, white matter, nuclei, ventricles with caps; returns a field positive inside and between ventricles."""
     a, z = canvas.anatomy, canvas.z
-    # Zero lines of a band-passed field wind like sulci; the ribbon beside them is cortex.
+    # The zero lines of a band-passed field wind like sulci; the ribbon next to them is cortex.
     ridge = np.abs(canvas.cut("folds")[0])
     shell = np.clip((0.27 - brain) * 9, -0.15, 1)  # folds end at some depth below the surface
     canvas.fill("white", np.minimum(brain - 0.028, (ridge - 0.50 * shell) * 0.055), soft=0.022)

@@ -1,10 +1,12 @@
 """Folders and archives are read without following anything that leads outside."""
 
 import stat
+import time
 import zipfile
 
 import pytest
 
+from data_pipeline.files import READ_THREADS, in_threads
 from data_pipeline.source import DataError
 from data_pipeline.sources.kaggle import open_kaggle
 from tests.helpers.trees import PATIENTS, write_kaggle, write_zip
@@ -98,3 +100,11 @@ def test_nothing_is_written_beside_an_archive_that_is_read(tree, tmp_path):
     source.fingerprint()
     source.read(0)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_work_after_an_interruption_is_not_begun():
+    begun = []
+    results = in_threads(lambda item: begun.append(item) or time.sleep(0.01), range(100))
+    next(results)
+    results.close()
+    assert READ_THREADS <= len(begun) < 50

@@ -1,6 +1,7 @@
 """Decoding is exact or refused with a message that names the file, what was found and what to do."""
 
 import io
+import logging
 import os
 import struct
 import threading
@@ -163,6 +164,33 @@ def test_other_than_plain_8_bit_pictures_are_refused_by_name(case):
     with pytest.raises(DataError, match=message) as caught:
         read_image(data, name="folder/x")
     assert "folder/x" in str(caught.value)
+
+
+def doubled_tag(data: bytes, tag: int, value: int) -> bytes:
+    """Repeats a tag of a little-endian TIFF with another value, in a second list of tags at the end of the file."""
+    start = struct.unpack_from("<I", data, 4)[0]
+    count = struct.unpack_from("<H", data, start)[0]
+    entries = data[start + 2 : start + 2 + 12 * count] + struct.pack("<HHIHH", tag, 3, 1, value, 0)
+    return data[:4] + struct.pack("<I", len(data)) + data[8:] + struct.pack("<H", count + 1) + entries + bytes(4)
+
+
+def test_a_tag_that_occurs_twice_is_refused():
+    data = doubled_tag(LOSSLESS["raw.tif"], 256, 10)
+    with pytest.raises(DataError, match=r"damaged TIFF .a tag occurs twice.: a\.tif"):
+        read_image(data, name="a.tif")
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_tifffile_writes_nothing_to_the_log_by_default(silent, caplog, capfd):
+    logger = logging.getLogger("tifffile")
+    before = logger.level
+    logger.setLevel(before if silent else logging.WARNING)
+    try:
+        read_image(with_tag(LOSSLESS["raw.tif"], 278, (1,)), name="a.tif")  # rows per strip do not fit the one strip
+    finally:
+        logger.setLevel(before)
+    assert bool(caplog.records) != silent
+    assert capfd.readouterr() == ("", "")
 
 
 def test_pillow_alone_would_have_cut_16_bit_colours_to_8():

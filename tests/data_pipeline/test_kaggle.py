@@ -142,7 +142,7 @@ def test_a_place_without_slices_is_told_what_was_expected(tmp_path):
     (tmp_path / "kaggle").mkdir()
     (tmp_path / "kaggle" / "readme.txt").write_text("x")
     with pytest.raises(
-        DataError, match=r"no slices named TCGA_.*which holds readme\.txt; expected the kaggle_3m.*kaggle\.com"
+        DataError, match=r"no slices below .*\(holds readme\.txt\); expected the kaggle_3m.*kaggle\.com.*TCGA_<site>"
     ):
         open_kaggle(tmp_path / "kaggle")
     with pytest.raises(DataError, match="no such folder"):

@@ -57,3 +57,14 @@ def test_a_file_that_vanishes_or_is_damaged_is_named(tree):
 def test_other_names_are_no_patients_of_their_own(name):
     with pytest.raises(DataError, match="expected a name like"):
         parse_name(name)
+
+
+def test_the_fingerprint_reads_every_file_once_and_sees_what_has_changed_since(tree):
+    source, read = open_kaggle(tree), []
+    files = source.files
+    source.files = lambda index: read.append(index) or files(index)
+    before = source.fingerprint()
+    assert sorted(read) == list(range(len(source.records)))
+    path = tree / LONG / f"{LONG}_4.tif"
+    path.write_bytes(path.read_bytes() + b"x")
+    assert source.fingerprint() != before

@@ -9,9 +9,9 @@ import pytest
 from data_pipeline import SourceOptions, open_source
 from data_pipeline.check import decode, facts
 from data_pipeline.prepare import prepare
-from data_pipeline.source import DataError, UsageError, source_kinds
+from data_pipeline.source import DataError, UsageError, source_kind, source_kinds
 from data_pipeline.split import write_split
-from tests.helpers.trees import image_pixels, mask_pixels, write_kaggle, write_pictures
+from tests.helpers.trees import Slices, image_pixels, mask_pixels, write_kaggle, write_pictures
 
 # Fingerprints are the keys of prepared data and stand in every run directory: a change makes both useless.
 PHANTOMS = "1427c6279d7407c2e19c6bd8043b2e4d0cd4755bc82c973160c9bce3c3526f55"
@@ -92,6 +92,14 @@ def test_every_kind_is_found_and_says_what_it_can_do():
     assert kinds["kaggle_3m"].homepage and "Buda" in kinds["kaggle_3m"].citation
 
 
+def test_a_source_that_was_not_registered_has_the_default_attributes(tmp_path):
+    source = Slices()
+    source.kind = "of my own"
+    assert facts(prepare(source, tmp_path, progress=False)).slices == 10
+    kind = source_kind("of my own")
+    assert (kind.synthetic, kind.fixed_size, kind.gapless, kind.homepage) == (False, True, True, None)
+
+
 def test_the_fingerprints_are_the_recorded_ones(tmp_path):
     assert open_source(None).fingerprint() == PHANTOMS
     tree = write_kaggle(tmp_path / "kaggle_3m")
@@ -112,8 +120,11 @@ def test_folders_named_as_in_kaggle_3m_are_folders(tmp_path):
 def test_a_place_that_no_source_opens_is_told_what_was_expected(tmp_path, name):
     (tmp_path / "folder").mkdir()
     (tmp_path / "readme.txt").write_text("x")
-    for place, holds in ((tmp_path / name, "a file" if "." in name else "nothing"), (tmp_path, "folder, readme.txt")):
-        message = rf"not a data set: {place} .holds {holds}.; expected .*train/mask.*, or the kaggle_3m.*kaggle\.com"
+    for place, holds in (
+        (tmp_path / name, "a file" if "." in name else "holds nothing"),
+        (tmp_path, "holds folder, readme.txt"),
+    ):
+        message = rf"not a data set: {place} .{holds}.; expected .*train/mask.*, or the kaggle_3m.*kaggle\.com"
         with pytest.raises(DataError, match=message):
             open_source(place)
 

@@ -167,7 +167,7 @@ def test_an_empty_folder_is_filled(tree, tmp_path):
         (["kaggle_3m", "a_file/out"], 1, "error: .*a_file"),
         (["kaggle_3m", "out", "--synthetic"], 2, "name OUT alone"),
         (["missing", "out"], 1, "no such file or folder: '.*missing'"),
-        (["a_file", "out"], 1, "not a data set: .*a_file .holds a file.; expected .*kaggle_3m"),
+        (["a_file", "out"], 1, "not a data set: .*a_file .a file.; expected .*kaggle_3m"),
         (["split", "out"], 1, "are split into train and test folders already"),
         (["out", "--synthetic", "--phantom_patients=0"], 2, "0 synthetic patients: at least 3"),
         (["out", "--synthetic", "--size", "0", "0"], 2, "size 0x0: height and width must be from 1"),

@@ -90,12 +90,17 @@ SIZE = r"image of 16x16 but mask of 8x16 pixels \(height x width\): "
 CASES = {
     "missing folder": (nothing, ["--data.root=gone"], 1, r"no such file or folder: '.*/gone' \(data\.root\)$"),
     "missing mask folder": (lambda: shutil.move("train/mask", "m"), FOLDERS, 1, r"no such folder: .*/train/mask$"),
-    "file for a folder": (nothing, ["--data.root=kaggle_3m/data.csv"], 1, r"not a readable zip archive .*/data\.csv$"),
+    "file for a folder": (
+        nothing,
+        ["--data.root=kaggle_3m/data.csv"],
+        1,
+        r"not a data set: .*/data\.csv .a file.; expected .* zip",
+    ),
     "empty folder": (
         nothing,
         ["--data.root=empty"],
         1,
-        r"no slices named TCGA_\S+ below .*/empty, .* nothing; expected",
+        r"not a data set: .*/empty .holds nothing.; expected .*TCGA_<site>",
     ),
     "empty image folder": (
         nothing,
