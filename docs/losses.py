@@ -13,10 +13,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).parents[1]))  # tests/ is not installed
+
 from experiments.bench.losses import OURS, SUITES
-from experiments.losses import on_empty, reference
-from jaxunet.losses import LOSSES
-from jaxunet.losses.entry import Loss
+from jaxunet.losses import LOSSES, Loss
+from tests.helpers import loss_peers  # noqa: E402
+from tests.helpers.loss_proof import on_empty
 
 DOCS = Path(__file__).parent
 PAGE, TEMPLATE, COST = DOCS / "losses.md", DOCS / "losses_template.md", DOCS / "losses_cost.json"
@@ -80,13 +82,12 @@ def slower(cost: dict[str, Any]) -> str:
 
 def differences() -> str:
     """A row a loss of another library that has another value."""
-    peers = reference("loss_peers")
     rows = []
-    for difference in peers.DIFFER:
+    for difference in loss_peers.DIFFER:
         library, _, called = difference.peer.partition(".")
         inputs = difference.case.replace("_", " ")
         link = f"[`{difference.loss}`](#{difference.loss})"
-        rows.append((link, f"{peers.LIBRARIES[library]}: {called}", inputs, difference.what))
+        rows.append((link, f"{loss_peers.LIBRARIES[library]}: {called}", inputs, difference.what))
     return table(("loss", "library", "inputs", "what it does"), rows)
 
 

@@ -180,7 +180,7 @@ def surface_figures(
       options: how they were compared.
     """
     from jaxunet.surface import SurfaceScores
-    from jaxunet.surface import summarise as summary
+    from jaxunet.surface import summarise_surfaces as summary
 
     rows = [SurfaceScores(*(one[name] for name in SurfaceScores._fields)) for one in volumes.values()]
     tumour = [one for one in slices if one.outcome in ("both", "missed")]

@@ -101,11 +101,11 @@ def test_within_the_library_arrows_point_down():
         for path in (ROOT / "jaxunet").glob("*.py")
         if path.stem != "__init__"
     }
-    assert not any(own[name] for name in ("sharding", "checkpoint", "distance", "accumulate", "compiler"))
+    assert not any(own[name] for name in ("sharding", "checkpoint", "distance", "accumulate", "augment", "compiler"))
     assert own["layers"] == {"convolution"}
     assert own["model"] == {"layers"}
     assert own["surface"] == {"distance", "losses"}
-    assert own["step"] <= {"accumulate", "compiler", "metrics", "sharding"}
+    assert own["step"] <= {"accumulate", "augment", "compiler", "metrics", "sharding"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=identify)

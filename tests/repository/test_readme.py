@@ -58,7 +58,7 @@ def test_every_program_is_a_command_of_the_readme():
         for path in (ROOT / folder).glob("*.py")
         if "__main__" in path.read_text()
     }
-    assert started - named <= {"experiments.infer", "experiments.losses", "data_pipeline.check"}
+    assert started - named <= {"experiments.infer", "data_pipeline.check"}
 
 
 def test_the_extras_to_install_exist():
