@@ -17,7 +17,7 @@ sys.path.append(str(Path(__file__).parents[1]))  # tests/ is not installed
 
 from experiments.bench.losses import OURS, SUITES
 from jaxunet.losses import LOSSES, Loss
-from tests.helpers import loss_peers  # noqa: E402
+from tests.helpers import loss_peers
 from tests.helpers.loss_proof import on_empty
 
 DOCS = Path(__file__).parent

@@ -162,13 +162,13 @@ def test_a_boundary_schedule_trains_with_one_compilation():
 @pytest.mark.parametrize("spread", [0.0, 2.0])
 @pytest.mark.parametrize("level", [-12.0, -4.0, 0.0, 4.0])
 def test_hybrid_pushes_every_prediction_on_a_batch_without_tumour_down(level, spread):
-    # The documented Jaccard has gradient zero there, and NaN once the sigmoid underflows.
+    # The reference's Jaccard has gradient zero there, and NaN once the sigmoid underflows.
     z = (level + spread * CASES["random"][0]).astype(np.float32)
     assert (gradient("hybrid")(z, 0 * z) > 0).all()
     assert (gradient("jaccard")(z, 0 * z) > 0).all()
 
 
-def test_compound_losses_are_the_documented_means():
+def test_compound_losses_are_the_means_of_the_reference():
     z, g = CASES["blob"]
     bce, dice, jaccard, ssim = (float(compiled(name)(z, g)) for name in ("bce", "dice", "jaccard", "ssim"))
     assert float(compiled("bce_dice")(z, g)) == pytest.approx((bce + dice) / 2, rel=1e-6)

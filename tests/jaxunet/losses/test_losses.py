@@ -19,7 +19,7 @@ WEIGHTS = {
 }
 
 
-DOCUMENTED = ("bce", "dice", "jaccard", "ssim", "bce_dice", "bce_jaccard", "hybrid")
+OF_THE_REFERENCE = ("bce", "dice", "jaccard", "ssim", "bce_dice", "bce_jaccard", "hybrid")
 
 
 @pytest.mark.parametrize("reduce", ["batch", "image"])
@@ -44,7 +44,7 @@ def test_weighted_value_equals_float64(name, kind):
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in DOCUMENTED else pytest.param(name, marks=pytest.mark.slow) for name in LOSSES]
+    "name", [name if name in OF_THE_REFERENCE else pytest.param(name, marks=pytest.mark.slow) for name in LOSSES]
 )
 def test_a_weight_of_samples_is_that_of_their_pixels_and_none_is_one_everywhere(name):
     z, g = CASES["blob"]
@@ -106,7 +106,7 @@ def test_float32_gradient_equals_float64_gradient(name):
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in DOCUMENTED else pytest.param(name, marks=pytest.mark.slow) for name in LOSSES]
+    "name", [name if name in OF_THE_REFERENCE else pytest.param(name, marks=pytest.mark.slow) for name in LOSSES]
 )
 def test_half_precision_logits_are_computed_in_float32(name):
     z, g = CASES["blob"]
@@ -117,22 +117,22 @@ def test_half_precision_logits_are_computed_in_float32(name):
     np.testing.assert_allclose(value, oracle.ORACLES[name](z, g, None, "batch"), rtol=1e-2, atol=1e-2)
 
 
-def test_documented_numbers_of_an_empty_mask():
+def test_reference_numbers_of_an_empty_mask():
     shape = (2, 64, 64, 1)
     z, g = np.full(shape, np.log(0.01 / 0.99), np.float32), np.zeros(shape, np.float32)
     assert float(compiled("bce")(z, g)) == pytest.approx(0.0100503, abs=1e-7)
     assert float(compiled("dice")(z, g)) == pytest.approx(0.9879402, abs=1e-6)
     assert float(compiled("ssim")(z, g)) == pytest.approx(0.5, abs=1e-5)
-    # The documented Jaccard loss of an empty mask is 1 whatever is predicted; ours is sum(p) / (sum(p) + 1).
+    # The reference's Jaccard loss of an empty mask is 1 for any prediction; here it is sum(p) / (sum(p) + 1).
     assert float(compiled("jaccard")(z, g)) == pytest.approx(81.92 / 82.92, abs=1e-6)
 
 
-def test_documented_numbers_of_an_inverse_prediction():
+def test_reference_numbers_of_an_inverse_prediction():
     g = np.asarray(np.random.default_rng(0).random((2, 64, 64, 1)) < 0.1, np.float32)
     z = np.where(g == 1, -100, 100).astype(np.float32)
     assert float(compiled("dice")(z, g)) == pytest.approx(0.9998779, abs=1e-7)
     assert float(compiled("jaccard")(z, g)) == 1
-    assert float(compiled("bce")(z, g)) == 100  # where the documented system clips at 16.118
+    assert float(compiled("bce")(z, g)) == 100  # where the reference clips at 16.118
     assert 1 < float(compiled("ssim")(z, g)) < 2  # anticorrelated, so above 1
 
 
