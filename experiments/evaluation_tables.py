@@ -13,8 +13,7 @@ from experiments.console import number, table
 from jaxunet import metrics
 from jaxunet.losses.reduction import Empty
 from jaxunet.metrics import SCORES, Histogram, LesionCounts, PixelSums
-from jaxunet.surface import SurfaceScores
-from jaxunet.surface import summarise as summarise_surfaces
+from jaxunet.surface import SurfaceScores, summarise_surfaces
 
 REFERENCE_SCORES = ("accuracy", "dice_coef", "jaccard_coef", "sensitivity", "specificity", "precision")
 """Scores of the reference, means over batches."""

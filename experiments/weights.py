@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from experiments.build import load_run
-from jaxunet.checkpoint import CheckpointError, describe, load_weights, save_weights
+from jaxunet.checkpoint import CheckpointError, leaf_shapes, load_weights, save_weights
 from jaxunet.model import UNet
 
 
@@ -35,10 +35,10 @@ def load_network(path: str | Path) -> tuple[UNet, dict[str, Any]]:
         channels, filters = params["encoder0_conv1"]["kernel"].shape[2:]
         network = UNet(base_filters=filters, num_layers=layers, num_classes=params["head"]["bias"].shape[0])
         images = jax.ShapeDtypeStruct((1, 2**layers, 2**layers, channels), "uint8")
-        expected = describe(jax.eval_shape(network.init, jax.random.key(0), images)["params"])
+        expected = leaf_shapes(jax.eval_shape(network.init, jax.random.key(0), images)["params"])
     except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
         raise CheckpointError(f"{path} does not hold weights of this network: {error}") from error
-    found = describe(params)
+    found = leaf_shapes(params)
     problems = [
         f"{name} is {found.get(name, 'missing')}, expected {expected.get(name, 'nothing')}"
         for name in sorted(expected.keys() | found.keys())

@@ -123,7 +123,7 @@ def compose(augmentations: Mapping[str, Mapping[str, Any]]) -> Augment | None:
         known = AUGMENTATIONS[name].options
         if unknown := sorted(options.keys() - known.keys()):
             raise ValueError(f"{name} has no option {', '.join(unknown)}; expected one of {', '.join(known)}")
-    # Each has a key of its own name, so that adding one does not change the random numbers of the others.
+    # The key of each depends on its name, so adding one does not change the random numbers of the others.
     steps = [
         (zlib.crc32(name.encode()), partial(AUGMENTATIONS[name].fn, **options))
         for name, options in augmentations.items()

@@ -21,16 +21,16 @@ def erode(images: Array, *, outside: float) -> Array:
     Returns:
       The same shape and dtype.
     """
-    above, below = _beside(images, 1, outside)
-    left, right = _beside(images, 2, outside)
+    above, below = _neighbours(images, 1, outside)
+    left, right = _neighbours(images, 2, outside)
     return _least(_least(_least(images, above), below), _least(left, right))
 
 
 def dilate(images: Array, *, outside: float) -> Array:
     """Largest value in the 3x3 window around each pixel; minus infinity `outside` ignores the border."""
-    above, below = _beside(images, 1, outside)
+    above, below = _neighbours(images, 1, outside)
     columns = _most(_most(images, above), below)
-    left, right = _beside(columns, 2, outside)
+    left, right = _neighbours(columns, 2, outside)
     return _most(_most(columns, left), right)
 
 
@@ -60,7 +60,7 @@ def skeleton(images: Array, *, iterations: int) -> Array:
     return joined
 
 
-def _beside(images: Array, axis: int, outside: float) -> tuple[Array, Array]:
+def _neighbours(images: Array, axis: int, outside: float) -> tuple[Array, Array]:
     """The value before and the value after each pixel along an axis."""
     size = images.shape[axis]
     edge = jnp.full_like(lax.slice_in_dim(images, 0, 1, axis=axis), outside)

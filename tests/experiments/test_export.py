@@ -1,17 +1,10 @@
 import jax
 import numpy as np
-import pytest
 
 from data_pipeline.console import run_program
 from experiments import build, export
 from experiments.weights import load_network
 from jaxunet.checkpoint import load_weights
-from tests.helpers.extra_options import parse_with_extra
-
-
-@pytest.fixture(autouse=True)
-def extra_options(monkeypatch):  # until cli.parse takes extra=
-    monkeypatch.setattr(export, "parse", parse_with_extra)
 
 
 def test_the_weights_of_a_run_are_exported_to_one_new_file(run_dir, tmp_path, capsys):

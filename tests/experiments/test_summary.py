@@ -12,7 +12,6 @@ from data_pipeline.console import run_program
 from experiments import build, summary
 from experiments.config import PRESETS, Config, ModelConfig, override
 from experiments.summary import layer_table
-from tests.helpers.extra_options import parse_with_extra
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "summary.json"
 
@@ -106,11 +105,6 @@ def test_a_narrow_console_shows_all_but_the_connections():
     assert max(map(len, lines)) <= 80
     assert sum("encoder5_conv2" in line for line in lines) == 1
     assert "connected to" not in out.getvalue()
-
-
-@pytest.fixture(autouse=True)
-def extra_options(monkeypatch):  # until cli.parse takes extra=
-    monkeypatch.setattr(summary, "parse", parse_with_extra)
 
 
 def test_the_program_draws_where_out_says_and_never_over_a_file(tmp_path, monkeypatch, capsys):

@@ -6,7 +6,7 @@ them again, in an environment of its own::
     python3.11 -m venv /tmp/keras && /tmp/keras/bin/pip install tensorflow-cpu==2.21.0 keras==3.15.1
     /tmp/keras/bin/python tests/goldens/make_keras.py
 
-Written from the documented topology and formulas. Weights, images, logits and masks come from `rules.py`, which the
+Written from the reference's topology and formulas. Weights, images, logits and masks come from `rules.py`, which the
 test shares, so that only outputs are stored. The computed layers, losses and metrics are those of Keras wherever Keras
 has them. Last digits may change from machine to machine: look at the printed summary before replacing a golden.
 """
@@ -33,7 +33,7 @@ EPSILON = 1e-7  # Keras' own: clip of probabilities, and the denominators of the
 
 
 def build(network: rules.Network) -> keras.Model:
-    """Returns the documented U-Net; its layers carry the names that the project uses."""
+    """Returns the reference's U-Net; its layers carry the names that the project uses."""
     filters = [network.base_filters * 2**level for level in range(network.num_layers + 1)]
 
     def convolve(tensor, name, count):
@@ -156,7 +156,7 @@ LOSSES: dict[str, Callable] = {
 
 
 def share(counted, total):
-    """Returns counted / total with the documented epsilon: 0 where there is nothing to count."""
+    """Returns counted / total with the reference's epsilon: 0 where there is nothing to count."""
     return ops.sum(counted) / (ops.sum(total) + EPSILON)
 
 

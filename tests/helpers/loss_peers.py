@@ -1,7 +1,7 @@
-"""What other libraries call our losses, where the two agree, and what those libraries do otherwise.
+"""The losses of other libraries that correspond to those of `LOSSES`: where they agree and where they differ.
 
-Read by the tests, by `python -m experiments.losses` and by `docs/losses.py`. The numbers were made once by
-`goldens/make_losses_peers.py`; `goldens/rules.py` draws the same inputs for it and for us.
+Read by the tests, by `python -m tests.helpers.loss_proof` and by `docs/losses.py`. The numbers were computed once by
+`goldens/make_losses_peers.py`; `goldens/rules.py` draws the same inputs for both.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""A batch computed in parts has the mean of the parts' losses and gradients, whatever the number of devices."""
+"""A batch in microbatches has the mean of their losses and gradients, for any number of devices."""
 
 import functools
 
@@ -19,7 +19,7 @@ PARAMS = tiny.params(NETWORK)
 
 
 @functools.cache
-def in_parts(loss, parts):
+def in_microbatches(loss, microbatches):
     """Loss, number of each row and gradients."""
 
     def gradient(batch, key):
@@ -29,7 +29,9 @@ def in_parts(loss, parts):
         value, grads = jax.value_and_grad(objective)(PARAMS)
         return (value, jnp.sum(batch["mask"], (1, 2, 3), dtype=jnp.int32)), grads
 
-    return jax.device_get(jax.jit(accumulated(gradient, parts))(jax.tree.map(jnp.asarray, BATCH), jax.random.key(0)))
+    return jax.device_get(
+        jax.jit(accumulated(gradient, microbatches))(jax.tree.map(jnp.asarray, BATCH), jax.random.key(0))
+    )
 
 
 def assert_same(found, expected):
@@ -39,18 +41,18 @@ def assert_same(found, expected):
     assert max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(found[1])) > 1e-3
 
 
-@pytest.mark.parametrize("parts", [2, 8])
-def test_cross_entropy_in_parts_is_that_of_the_whole_batch(parts):
-    assert_same(in_parts(bce_loss, parts), in_parts(bce_loss, 1))
+@pytest.mark.parametrize("microbatches", [2, 8])
+def test_cross_entropy_in_microbatches_is_that_of_the_whole_batch(microbatches):
+    assert_same(in_microbatches(bce_loss, microbatches), in_microbatches(bce_loss, 1))
     assert len(set(BATCH["mask"].sum((1, 2, 3)).tolist())) > 6  # rows that a wrong order would swap
 
 
-def test_dice_in_parts_is_the_mean_over_the_parts_and_not_that_of_the_batch():
-    def mean_of_parts(logits, masks):
+def test_dice_in_microbatches_is_the_mean_over_microbatches_and_not_that_of_the_batch():
+    def mean_of_microbatches(logits, masks):
         return (dice_loss(logits[0::2], masks[0::2]) + dice_loss(logits[1::2], masks[1::2])) / 2
 
-    assert_same(in_parts(dice_loss, 2), in_parts(mean_of_parts, 1))
-    assert abs(float(in_parts(dice_loss, 2)[0][0]) - float(in_parts(dice_loss, 1)[0][0])) > 1e-5
+    assert_same(in_microbatches(dice_loss, 2), in_microbatches(mean_of_microbatches, 1))
+    assert abs(float(in_microbatches(dice_loss, 2)[0][0]) - float(in_microbatches(dice_loss, 1)[0][0])) > 1e-5
 
 
 @functools.cache
@@ -66,7 +68,7 @@ def one_step(devices):
 @pytest.mark.parametrize(
     "devices", [pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow), 8]
 )
-def test_a_step_in_parts_is_the_same_on_many_devices_and_no_image_travels(devices):
+def test_a_step_in_microbatches_is_the_same_on_many_devices_and_no_image_travels(devices):
     (params, result, text), (expected_params, expected, _) = one_step(devices), one_step(1)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), params, expected_params)
     assert float(result["loss"]) == pytest.approx(float(expected["loss"]), rel=1e-6)
@@ -77,7 +79,7 @@ def test_a_step_in_parts_is_the_same_on_many_devices_and_no_image_travels(device
     assert tiny.travelling(text) <= 16  # a number an image, for the metrics
 
 
-def test_each_part_draws_from_a_key_of_its_own_and_one_part_changes_nothing():
+def test_each_microbatch_has_its_own_key_and_one_microbatch_changes_nothing():
     def gradient(batch, key):
         return (jnp.sum(batch), jax.random.bits(key, batch.shape)), batch
 
@@ -87,5 +89,5 @@ def test_each_part_draws_from_a_key_of_its_own_and_one_part_changes_nothing():
 
 
 def test_a_batch_that_does_not_divide_is_refused():
-    with pytest.raises(ValueError, match="a batch of 6 does not divide into 4 parts"):
+    with pytest.raises(ValueError, match="a batch of 6 does not divide into 4 microbatches"):
         accumulated(lambda batch, key: ((0.0, batch), batch), 4)(jnp.zeros(6), jax.random.key(0))

@@ -73,7 +73,7 @@ def test_other_devices_get_no_options():
     "unknown", [{"xla_of_another_version": "1"}, {"xla_cpu_experimental_ynn_fusion_type": "ANOTHER"}]
 )
 def test_a_version_of_xla_without_an_option_does_without(monkeypatch, unknown):
-    monkeypatch.setattr(compiler, "CPU", unknown)
+    monkeypatch.setattr(compiler, "CPU_OPTIONS", unknown)
     assert compiler.compiler_options("cpu") is None
     assert jax.jit(lambda: jnp.ones(()), compiler_options=compiler.compiler_options("cpu"))() == 1
 
@@ -81,7 +81,7 @@ def test_a_version_of_xla_without_an_option_does_without(monkeypatch, unknown):
 def test_an_option_that_this_xla_knows_is_given_without_those_that_it_does_not(monkeypatch):
     known = {"xla_backend_optimization_level": "2"}
     monkeypatch.delenv("XLA_FLAGS")
-    monkeypatch.setattr(compiler, "CPU", {"xla_of_another_version": "1", **known})
+    monkeypatch.setattr(compiler, "CPU_OPTIONS", {"xla_of_another_version": "1", **known})
     assert compiler.compiler_options("cpu") == known
 
 

@@ -1,4 +1,4 @@
-"""The network, its layers, losses and metrics give the documented values, computed once by Keras and TensorFlow.
+"""The network, its layers, losses and metrics have the reference's values, computed once by Keras and TensorFlow.
 
 `goldens/make_keras.py` made the stored numbers; `goldens/rules.py` draws the same inputs for it and for these tests.
 """
@@ -36,8 +36,8 @@ EXACT_GRADIENT = {"rtol": 1e-4, "atol": 1e-9}
 SSIM_GRADIENT = {"rtol": 1e-3, "atol": 5e-7}
 GRADIENT_TOLERANCE = {loss: SSIM_GRADIENT if loss in ("ssim", "hybrid") else EXACT_GRADIENT for loss in rules.LOSSES}
 
-CLIP_AWARE = ("bce", "bce_dice", "bce_jaccard", "hybrid")  # the documented system clips probabilities in these
-EMPTY_AWARE = ("jaccard", "bce_jaccard", "hybrid")  # the documented system leaves these undefined on empty masks
+CLIP_AWARE = ("bce", "bce_dice", "bce_jaccard", "hybrid")  # the reference clips probabilities in these
+EMPTY_AWARE = ("jaccard", "bce_jaccard", "hybrid")  # the reference leaves these undefined on empty masks
 CASE_LOSSES = [
     *((case, loss) for case in rules.MODERATE_CASES for loss in rules.LOSSES),
     *((case, loss) for case in rules.CLIPPED_CASE for loss in rules.LOSSES if loss not in CLIP_AWARE),
@@ -109,7 +109,7 @@ def test_goldens_are_small_and_name_the_versions_that_made_them():
         assert names == ["python", "tensorflow", "keras", "numpy"]
 
 
-def test_keras_summary_has_the_sixty_documented_rows():
+def test_keras_summary_has_the_sixty_rows_of_the_reference():
     rows = json.loads((FOLDER / "summary.json").read_text(encoding="utf-8"))
     counts = Counter(row["type"] for row in rows)
     assert counts == {
@@ -130,7 +130,7 @@ def test_keras_summary_has_the_sixty_documented_rows():
 # ---------------------------------------------------------------------------------------------------- network
 
 
-def test_documented_network_has_keras_parameters_layer_by_layer():
+def test_reference_network_has_keras_parameters_layer_by_layer():
     shapes = jax.eval_shape(UNet().init, jax.random.key(0), jnp.zeros((1, 256, 256, 3), jnp.uint8))["params"]
     ours = {name: sum(leaf.size for leaf in layer.values()) for name, layer in shapes.items()}
     stored = load("network")
@@ -141,7 +141,7 @@ def test_documented_network_has_keras_parameters_layer_by_layer():
     assert drawn == rules.layer_shapes(rules.DOCUMENTED)
 
 
-def test_documented_network_gives_keras_probabilities():
+def test_reference_network_gives_keras_probabilities():
     network = rules.DOCUMENTED
     logits = jax.jit(UNet().apply)({"params": rules.weights(network)}, rules.images(network))
     stride = rules.NETWORK_STRIDE
@@ -193,14 +193,14 @@ def test_small_network_equals_keras_at_layer(small_layers, name):
 
 
 @pytest.mark.parametrize(("case", "loss"), CASE_LOSSES)
-def test_loss_has_the_documented_value_and_gradient(ours, goldens, case, loss):
+def test_loss_has_the_value_of_the_reference_and_gradient(ours, goldens, case, loss):
     value, gradient = ours[case][loss]
     stored_value, stored_gradient = stored_loss(goldens, case, loss)
     np.testing.assert_allclose(value, stored_value, rtol=0, atol=VALUE_ATOL[loss])
     np.testing.assert_allclose(sampled(gradient), stored_gradient, **GRADIENT_TOLERANCE[loss])
 
 
-def test_cross_entropy_is_exact_where_the_documented_one_clips(ours, goldens):
+def test_cross_entropy_is_exact_where_the_reference_clips(ours, goldens):
     drawn, masks = rules.loss_case("clipped")
     logits, true = drawn.astype(np.float64), masks.astype(np.float64)
     exact = np.mean(np.logaddexp(0, logits) - logits * true)
@@ -215,12 +215,12 @@ def test_cross_entropy_is_exact_where_the_documented_one_clips(ours, goldens):
 
     wrong = sampled((np.abs(drawn) > 17) & ((drawn > 0) != (masks > 0)))
     assert wrong.sum() > 5
-    assert np.all(stored_gradient[wrong] == 0), "beyond the clip the documented loss no longer learns"
+    assert np.all(stored_gradient[wrong] == 0), "beyond the clip the reference's loss no longer learns"
     np.testing.assert_allclose(np.abs(sampled(gradient)[wrong]), 1 / drawn.size, rtol=1e-6)
 
 
 @pytest.mark.parametrize("case", rules.EMPTY_CASES)
-def test_jaccard_of_empty_masks_is_smoothed_by_one_where_the_documented_one_is_undefined(ours, goldens, case):
+def test_jaccard_of_empty_masks_is_smoothed_by_one_where_the_reference_is_undefined(ours, goldens, case):
     logits, masks = rules.loss_case(case)
     assert not masks.any()
     predicted = np.sum(1 / (1 + np.exp(-logits.astype(np.float64))))
@@ -233,7 +233,7 @@ def test_jaccard_of_empty_masks_is_smoothed_by_one_where_the_documented_one_is_u
         assert np.all(np.isfinite(gradient))
 
 
-def test_documented_jaccard_of_empty_masks_is_one_or_nan_and_teaches_nothing(goldens):
+def test_reference_jaccard_of_empty_masks_is_one_or_nan_and_teaches_nothing(goldens):
     value, gradient = stored_loss(goldens, "empty", "jaccard")
     assert value == 1 and np.all(gradient == 0)
     for loss in EMPTY_AWARE:
@@ -251,13 +251,13 @@ def test_gradient_on_empty_masks_pushes_every_probability_down(ours, loss):
 
 @pytest.mark.parametrize("case", rules.MODERATE_CASES | rules.CLIPPED_CASE)
 @pytest.mark.parametrize("metric", rules.METRICS)
-def test_metric_has_the_documented_value(scores, goldens, case, metric):
+def test_metric_has_the_value_of_the_reference(scores, goldens, case, metric):
     stored = dict(zip(goldens["metrics"], goldens[f"{case}.metrics"], strict=True))[metric]
     np.testing.assert_allclose(scores[case][metric], stored, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", rules.EMPTY_CASES)
-def test_metrics_of_empty_masks_are_documented_ones_or_nan_where_undefined(scores, goldens, case):
+def test_metrics_of_empty_masks_are_ones_of_the_reference_or_nan_where_undefined(scores, goldens, case):
     stored = dict(zip(goldens["metrics"], goldens[f"{case}.metrics"], strict=True))
     for metric in ("accuracy", "dice_coef", "specificity"):
         np.testing.assert_allclose(scores[case][metric], stored[metric], rtol=0, atol=1e-6)
@@ -346,6 +346,6 @@ def test_adam_differs_from_keras_by_the_place_of_epsilon_alone():
     # The relative difference of a step is at most 3.2e-6 / |gradient|: of 3e-3 walked, 1e-6 for gradients from 1e-2 ...
     strong = curvature >= 1e-2
     np.testing.assert_allclose(ours[:, strong], keras[:, strong], rtol=0, atol=1e-6 + rounding)
-    # ... while gradients near eps move several times as far as in the documented system.
+    # ... while gradients near eps move several times as far as in the reference.
     weak = curvature <= 1e-6
     assert np.all((1 - ours[:, weak]) > 2 * (1 - keras[:, weak]))

@@ -1,4 +1,4 @@
-"""The network is the documented one: topology, parameter counts, value, dtypes and dropout."""
+"""The network is the reference's: topology, parameter counts, value, dtypes and dropout."""
 
 import flax.linen as nn
 import jax
@@ -9,7 +9,7 @@ import pytest
 from jaxunet import UNet
 from tests.helpers import tiny
 
-ENCODER = [  # the documented summary: parameters of the two convolutions of each level
+ENCODER = [  # the reference's summary: parameters of the two convolutions of each level
     (448, 2320),
     (4640, 9248),
     (18496, 36928),
@@ -59,7 +59,7 @@ def infer(model: UNet, params: dict, images: np.ndarray) -> np.ndarray:
     return np.asarray(jax.jit(model.apply)({"params": params}, images))
 
 
-def test_parameters_per_layer_are_the_documented_ones():
+def test_parameters_per_layer_are_those_of_the_reference():
     expected = {"head": HEAD}
     for level, numbers in enumerate(ENCODER):
         expected |= {f"encoder{level}_conv{i}": number for i, number in enumerate(numbers, 1)}
@@ -70,7 +70,7 @@ def test_parameters_per_layer_are_the_documented_ones():
     assert sum(counted.values()) == 31_110_001
 
 
-def test_five_poolings_are_the_smaller_documented_network():
+def test_five_poolings_are_the_smaller_network_of_the_reference():
     assert sum(count(UNet(num_layers=5)).values()) == 7_775_601
 
 
@@ -104,7 +104,7 @@ def up_convolve(x: np.ndarray, layer: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def reference(params: dict, images: np.ndarray, num_layers: int) -> np.ndarray:
-    """The documented forward pass in float64 NumPy."""
+    """The reference's forward pass in float64 NumPy."""
 
     def block(x, name):
         for number in (1, 2):
@@ -223,7 +223,7 @@ def test_levels_computed_twice_give_the_same_values_and_gradients_under_the_same
     assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(grads)) > 1e-3
 
 
-def test_kernels_start_as_documented():
+def test_kernels_start_as_in_the_reference():
     key = jax.random.key(0, impl="rbg")  # compiles in a fifth of the time
     params = jax.jit(UNet(num_layers=1, num_classes=64).init)(key, jnp.zeros((1, 16, 16, 3)))["params"]
     assert not any(layer["bias"].any() for layer in params.values())

@@ -42,6 +42,7 @@ def test_the_public_names_are_these():
         "TrainState",
         "UNet",
         "abstract_state",
+        "augment",
         "checkpoint",
         "compiler",
         "distance",

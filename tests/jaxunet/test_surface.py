@@ -16,7 +16,7 @@ from jaxunet.surface import (
     average_surface_distance,
     boundary_iou_score,
     hausdorff_distance,
-    summarise,
+    summarise_surfaces,
     surface,
     surface_dice_score,
     surface_distances,
@@ -274,19 +274,19 @@ def test_missing_a_lesion_is_worse_than_the_worst_hit():
 
 def test_a_summary_counts_what_was_missed_and_keeps_it_in_the_mean():
     pairs = [(LESION, LESION), (np.roll(LESION, 1, 0), LESION), (EMPTY, LESION), (LESION, EMPTY), (EMPTY, EMPTY)]
-    perfect = summarise([surface_scores(*pair, tolerance=1) for pair in pairs])
+    perfect = summarise_surfaces([surface_scores(*pair, tolerance=1) for pair in pairs])
     assert (perfect.scored, perfect.missed, perfect.false, perfect.empty) == (5, 1, 1, 1)
     assert perfect.mean["hausdorff"] == pytest.approx((0 + 1 + 10 + 10 + 0) / 5)
     assert perfect.median["hausdorff"] == 1
     assert perfect.mean["surface_dice"] == pytest.approx((1 + 1 + 0 + 0 + 1) / 5)
     assert list(perfect.mean) == [*DISTANCES, "surface_dice", "boundary_iou"]
-    skip = summarise([surface_scores(*pair, tolerance=1, empty="skip") for pair in pairs])
+    skip = summarise_surfaces([surface_scores(*pair, tolerance=1, empty="skip") for pair in pairs])
     assert (skip.scored, skip.missed, skip.false, skip.empty) == (3, 1, 1, 1)
     assert skip.mean["hausdorff"] == pytest.approx((0 + 1 + 10) / 3)
-    nothing = summarise([surface_scores(EMPTY, EMPTY, tolerance=1, empty="skip")])
+    nothing = summarise_surfaces([surface_scores(EMPTY, EMPTY, tolerance=1, empty="skip")])
     assert (nothing.scored, nothing.empty) == (0, 1)
     assert all(math.isnan(value) for value in (*nothing.mean.values(), *nothing.median.values()))
-    assert summarise([]).scored == 0
+    assert summarise_surfaces([]).scored == 0
 
 
 def test_arrays_of_numbers_are_taken_and_not_changed():

@@ -1,6 +1,6 @@
-"""What every entry of `LOSSES` promises, tested for each: a new entry is tested as soon as it is listed.
+"""The declared properties of every loss in `LOSSES`: a new loss is tested as soon as it is registered.
 
-It needs an oracle, tolerances and a range in `oracle.py`, or these tests fail.
+Without an oracle in tests/oracles these tests fail.
 """
 
 import functools
@@ -15,14 +15,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxunet import losses
-from jaxunet.losses import CONTRACT, LOSSES
+from jaxunet.losses import CONTRACT, LOSSES, entry
 from jaxunet.losses.entry import Family
+from jaxunet.step import with_context
 from tests.oracles import losses as oracle
 
 SHAPE = (3, 16, 24, 2)
 DRAWN_SHAPES = [(1, 11, 13, 1), (2, 24, 17, 2), (4, 40, 40, 1)]
 
-pytestmark = pytest.mark.parametrize("name", LOSSES)
+for_each_loss = pytest.mark.parametrize("name", LOSSES)
 
 
 def draw(seed: int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -68,7 +69,7 @@ def example(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Result(typing.NamedTuple):
-    """All that one compiled program tells of a loss."""
+    """Results of one compiled program of a loss."""
 
     value: np.ndarray
     gradient: np.ndarray
@@ -81,7 +82,7 @@ class Result(typing.NamedTuple):
 
 @functools.cache
 def program(name: str):
-    """One compilation a loss, which the tests of this file share: they would spend minutes on one each."""
+    """One compilation per loss, shared by the tests of this file: one per test would take minutes."""
     fn = LOSSES[name].fn
 
     def run(z, g, weight, patient):
@@ -109,30 +110,63 @@ def call(name: str, z: np.ndarray, g: np.ndarray, weight: np.ndarray | None = No
 @functools.cache
 def mapped(name: str, shape: tuple[int, ...]):
     """Value and gradient of many examples at once, of `(logits, masks, weight)`."""
-    del shape  # one compilation a shape
+    del shape  # one compilation per shape
     return jax.jit(jax.vmap(jax.value_and_grad(lambda z, g, w: LOSSES[name].fn(z, g, weight=w))))
 
 
+def test_a_loss_is_entered_by_its_function_alone(monkeypatch):
+    monkeypatch.setattr(entry, "LOSSES", {})
+
+    @entry.register("region", range=(0, 1), symmetric=True)
+    def mean_error_loss(logits, masks, *, weight=None, reduce="batch", patient=None, empty="perfect", scale=2.0):
+        """Mean absolute error.
+
+        Formula: `scale
+        mean|p - g|`
+
+        Source: nobody 2000,
+        eq. 1.
+        """
+        return scale * jnp.mean(jnp.abs(jax.nn.sigmoid(logits) - masks))
+
+    found = entry.LOSSES["mean_error"]
+    assert (found.fn, found.family, found.range, found.symmetric) == (mean_error_loss, "region", (0, 1), True)
+    assert (found.formula, found.source, found.options) == ("scale mean|p - g|", "nobody 2000, eq. 1", {"scale": 2.0})
+    z = jnp.zeros((1, 2, 2, 1))
+    assert float(found(z, z, scale=3.0)) == float(mean_error_loss(z, z, scale=3.0)) == 1.5
+    value = with_context(found)(z, z, weight=jnp.ones(1), patient=None, step=0)  # as a step calls it
+    assert float(value) == 1
+    with pytest.raises(ValueError, match="there is a loss 'mean_error' already"):
+        entry.register("region", range=(0, 1))(mean_error_loss)
+    undescribed = entry.Loss(lambda logits, masks: 0, "region", (0, 1))
+    assert undescribed.formula == undescribed.source == ""
+
+
+@for_each_loss
 def test_it_is_described_and_has_an_oracle(name):
-    entry = LOSSES[name]
-    assert entry.fn.__module__.split(".")[:3] == ["jaxunet", "losses", entry.family]
-    assert entry.family in typing.get_args(Family)
-    assert entry.perfect in {"zero", "lowest", "elsewhere"}
-    assert all((entry.formula, entry.source, entry.on_empty, entry.fn.__doc__))
-    assert "Source:" in entry.fn.__doc__
-    assert all(f"{option}:" in entry.fn.__doc__ or f"`{option}`" in entry.fn.__doc__ for option in entry.options)
-    assert entry.fn.__name__ == f"{name}_loss"
-    assert getattr(losses, entry.fn.__name__) is entry.fn
+    loss = LOSSES[name]
+    assert loss.fn.__module__.split(".")[:3] == ["jaxunet", "losses", loss.family]
+    assert loss.family in typing.get_args(Family)
+    assert loss.perfect in {"zero", "lowest", "elsewhere"}
+    assert all((loss.formula, loss.source, loss.on_empty, loss.fn.__doc__))
+    assert "Source:" in loss.fn.__doc__
+    assert all(f"{option}:" in loss.fn.__doc__ or f"`{option}`" in loss.fn.__doc__ for option in loss.options)
+    assert loss.fn.__name__ == f"{name}_loss"
+    assert getattr(losses, loss.fn.__name__) is loss.fn
     assert name in oracle.ORACLES
-    parameters = list(inspect.signature(entry.fn).parameters.values())
+    parameters = list(inspect.signature(loss.fn).parameters.values())
     assert [p.name for p in parameters[:2]] == ["logits", "masks"]
     options = {p.name: p for p in parameters[2:]}
     assert {p.kind for p in options.values()} == {inspect.Parameter.KEYWORD_ONLY}
     contract = {option: options.pop(option).default for option in CONTRACT}
     assert contract == {"weight": None, "reduce": "batch", "patient": None, "empty": "perfect"}
-    assert entry.options == {option: p.default for option, p in options.items()}
+    assert loss.options == {option: p.default for option, p in options.items()}
+    assert inspect.signature(loss) == inspect.signature(loss.fn)  # a step inspects which arguments a loss takes
+    assert all(loss.fn.__doc__.count(f"{heading}:") == 1 for heading in ("Formula", "Source"))
+    assert not {"`", "\n"} & set(loss.formula)
 
 
+@for_each_loss
 def test_groups_have_the_values_they_have_alone(name):
     z, g = example()
     found = call(name, z, g)
@@ -146,6 +180,7 @@ def test_groups_have_the_values_they_have_alone(name):
     np.testing.assert_allclose(same.patient, [same.value, 0, 0], rtol=1e-5, atol=1e-6)
 
 
+@for_each_loss
 def test_a_group_without_tumour_counts_unless_it_is_skipped(name):
     z, g = example()
     g[1] = 0
@@ -158,6 +193,7 @@ def test_a_group_without_tumour_counts_unless_it_is_skipped(name):
     np.testing.assert_allclose(call(name, *example()).skip, call(name, *example()).value, rtol=1e-6)
 
 
+@for_each_loss
 def test_an_empty_mask_teaches_the_empty_prediction(name):
     """Every pixel is pushed down at every level of certainty, or the entry says why not."""
     if not LOSSES[name].learns_from_empty:
@@ -170,6 +206,7 @@ def test_an_empty_mask_teaches_the_empty_prediction(name):
         assert (found.gradient >= 0).all()
 
 
+@for_each_loss
 @pytest.mark.parametrize("junk", [0.0, 1e4, np.nan, np.inf])
 def test_weight_zero_takes_a_sample_out_of_value_and_gradient(name, junk):
     z, g = example()
@@ -185,6 +222,7 @@ def test_weight_zero_takes_a_sample_out_of_value_and_gradient(name, junk):
     assert found.gradient[0].any()
 
 
+@for_each_loss
 @pytest.mark.parametrize("junk", [1e4, np.nan])
 def test_weight_zero_takes_a_pixel_out_of_value_and_gradient(name, junk):
     z, g = example()
@@ -199,12 +237,14 @@ def test_weight_zero_takes_a_pixel_out_of_value_and_gradient(name, junk):
     assert np.where(weight == 0, 0, found.gradient).any()
 
 
+@for_each_loss
 def test_a_batch_of_padding_alone_is_zero_and_has_no_gradient(name):
     z, g = example()
     found = call(name, z, g, np.zeros(3, np.float32))
     assert not any(values.any() for values in found)
 
 
+@for_each_loss
 def test_wrong_shapes_and_dtypes_are_refused_with_the_shapes(name):
     loss, z = LOSSES[name].fn, np.zeros((2, 16, 16, 1), np.float32)
     for other in ((2, 16, 16), (2, 16, 16, 2), (1, 16, 16, 1), (2, 16, 1, 16)):
@@ -228,6 +268,7 @@ def test_wrong_shapes_and_dtypes_are_refused_with_the_shapes(name):
         loss(z, z, reduce="patient", patient=np.zeros(3, int))
 
 
+@for_each_loss
 def test_it_is_one_pure_program_in_float32_without_callbacks(name):
     z = jax.ShapeDtypeStruct(SHAPE, jnp.float32)
     text = str(jax.make_jaxpr(jax.value_and_grad(LOSSES[name].fn))(z, z))
@@ -243,6 +284,7 @@ def test_it_is_one_pure_program_in_float32_without_callbacks(name):
     assert program(name)._cache_size() == 1
 
 
+@for_each_loss
 def test_no_nan_appears_on_the_way_at_the_extremes(name):
     for level in (-1e4, -100, 0, 100, 1e4):
         for mask in (0, 1):
@@ -250,6 +292,7 @@ def test_no_nan_appears_on_the_way_at_the_extremes(name):
             assert all(np.isfinite(values).all() for values in found)
 
 
+@for_each_loss
 @pytest.mark.slow
 def test_jit_gives_what_eager_gives(name):
     z, g = example()
@@ -274,18 +317,18 @@ def check_properties(name: str, shape: tuple[int, ...], seed: int, count: int) -
     assert value.dtype == gradient.dtype == np.float32
     assert np.isfinite(value).all()
     assert np.isfinite(gradient).all()
-    entry = LOSSES[name]
-    lowest, highest = entry.range
+    declared = LOSSES[name]
+    lowest, highest = declared.range
     assert ((value >= lowest - 1e-6) & (value <= highest + 1e-5)).all()
 
     hard = np.asarray(g > 0.5, np.float32)
     any_value = np.asarray(loss(z, hard, ones)[0])
     perfect = np.asarray(loss(1e4 * (2 * hard - 1), hard, ones)[0])
-    if entry.perfect == "zero":
+    if declared.perfect == "zero":
         np.testing.assert_allclose(perfect, 0, atol=1e-5)
-    if entry.perfect != "elsewhere":
+    if declared.perfect != "elsewhere":
         assert (perfect <= any_value + 1e-5 * np.maximum(1, np.abs(any_value))).all()
-    if entry.symmetric:
+    if declared.symmetric:
         p = np.asarray(jax.nn.sigmoid(z))
         there, back = (np.asarray(loss(logit(one), other, ones)[0]) for one, other in ((p, g), (g, p)))
         both = p.any((1, 2, 3, 4)) & g.any((1, 2, 3, 4))  # an empty mask has a rule of its own
@@ -296,11 +339,11 @@ def check_properties(name: str, shape: tuple[int, ...], seed: int, count: int) -
     shuffled = loss(z[:, ::-1], g[:, ::-1], ones)
     assert (np.abs(np.asarray(shuffled[0]) - value) <= tolerance).all()
 
-    if not entry.positional:
+    if not declared.positional:
         order = rng.permutation(shape[1])
         moved = np.asarray(loss(z[:, :, order], g[:, :, order], ones)[0])
         assert (np.abs(moved - value) <= tolerance).all()
-    if entry.monotone:
+    if declared.monotone:
         better = np.where((hard == 1) & (rng.random(z.shape) < 0.2), z + abs(z) * 0.1 + 0.1, z)
         improved = np.asarray(loss(better.astype(np.float32), hard, ones)[0])
         assert (improved <= any_value + 1e-5 * np.maximum(1, any_value)).all()
@@ -315,12 +358,14 @@ def check_properties(name: str, shape: tuple[int, ...], seed: int, count: int) -
 SEEDS = {"shape": st.sampled_from(DRAWN_SHAPES), "seed": st.integers(0, 2**31)}
 
 
+@for_each_loss
 @settings(max_examples=4, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**31))
 def test_properties_hold_for_random_contents(name, seed):
     check_properties(name, DRAWN_SHAPES[0], seed, count=5)
 
 
+@for_each_loss
 @pytest.mark.slow
 @settings(max_examples=200, suppress_health_check=list(HealthCheck))
 @given(**SEEDS)

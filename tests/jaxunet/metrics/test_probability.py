@@ -32,7 +32,7 @@ from jaxunet.metrics.probability import BINS, REACH
 from jaxunet.sharding import global_batch, make_mesh, replicated, split_rows
 from tests.goldens import score_rules
 
-GOLDENS = Path(__file__).parents[1] / "goldens" / "sklearn.npz"
+GOLDENS = Path(__file__).parents[2] / "goldens" / "sklearn.npz"
 SHAPE = (8, 8, 6, 1)
 count = jax.jit(probability_histogram, static_argnames="bins")
 

@@ -3,10 +3,12 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxunet.losses import cl_dice_loss, dice_loss, ms_ssim_loss, ssim_loss
+from tests.helpers import loss_cases
 from tests.oracles import structural as oracle_structural
 
 
@@ -103,3 +105,20 @@ def test_centreline_dice_of_an_empty_mask_has_a_gradient_where_the_prediction_ha
     assert lines[0] > 0.5
     assert np.asarray(lines[1]).sum() > 0
     assert value(cl_dice_loss, 4 * crossed_lines() - 2, g, smooth=0.0) == lines[0]  # smoothed by 1 all the same
+
+
+def test_ssim_of_constants_is_the_luminance_term():
+    # Variances are differences of equal numbers here: float32 leaves 1e-7 of them, against a c2 of 9e-4.
+    c1 = 1e-4
+    for a, b, atol in [(0.01, 0.0, 1e-5), (0.3, 0.8, 1e-4), (0.5, 0.5, 1e-6), (0.9, 1.0, 3e-5), (0.99, 1.0, 3e-6)]:
+        z, g = np.full(loss_cases.SHAPE, np.log(a / (1 - a)), np.float32), np.full(loss_cases.SHAPE, b, np.float32)
+        expected = 1 - (2 * a * b + c1) / (a * a + b * b + c1)
+        assert float(loss_cases.compiled("ssim")(z, g)) == pytest.approx(expected, abs=atol)
+
+
+def test_ssim_refuses_images_smaller_than_its_window():
+    small = jnp.zeros((1, 10, 32, 1))
+    with pytest.raises(ValueError, match="11x11 pixels, got 10x32"):
+        ssim_loss(small, small)
+    loss = jax.jit(functools.partial(ssim_loss, window=7))
+    assert float(loss(small - 1e4, small)) == pytest.approx(0, abs=1e-6)

@@ -1,4 +1,4 @@
-"""Counts equal a plain count and add up exactly, however the data are divided; scores are in tests/test_scores.py."""
+"""Counts equal a plain count and add up exactly, however the data are divided; scores are in test_scores.py."""
 
 import itertools
 import math
@@ -169,7 +169,7 @@ def test_groups_are_the_sums_of_their_rows(many_rows):
             assert found.dtype == whole.dtype
             assert float(found[i]) == pytest.approx(float(whole), rel=1e-14)
     assert group(many_rows, np.arange(40))[1].tp.tolist() == many_rows.tp.tolist()
-    with pytest.raises(ValueError, match="one label a row"):
+    with pytest.raises(ValueError, match="one label per row"):
         group(many_rows, labels[1:])
 
 
@@ -204,7 +204,7 @@ def test_batch_scores_are_those_of_the_whole_batch(function, score):
         assert float(value) == pytest.approx(float(SCORES[score](whole)), rel=1e-6)
 
 
-def test_documented_dice_depends_on_the_size_of_the_batch():
+def test_dice_of_the_reference_depends_on_the_size_of_the_batch():
     z, g = example()
     g[0] = 0
     halves = [float(metrics.dice_coef(z[i : i + 2], g[i : i + 2])) for i in (0, 2)]

@@ -9,7 +9,7 @@ import pytest
 
 from jaxunet.distance import signed_distance
 from jaxunet.losses import LOSSES, boundary_loss, hausdorff_er_loss
-from jaxunet.losses.boundary.maps import distance_field, level_set, proximity
+from jaxunet.losses.boundary import distance_field, level_set, proximity
 from tests.oracles import boundary as oracle_boundary
 
 SHAPE = (2, 32, 40, 1)

@@ -9,11 +9,23 @@ import optax
 import pytest
 
 from jaxunet import UNet
-from jaxunet.losses import LOSSES, boundary_loss, combine, dice_boundary_loss, dice_loss, exp_log_loss, focal_loss
+from jaxunet.losses import (
+    LOSSES,
+    bce_loss,
+    boundary_loss,
+    combine,
+    dice_boundary_loss,
+    dice_loss,
+    exp_log_loss,
+    focal_loss,
+    hybrid_loss,
+    ssim_loss,
+)
 from jaxunet.sharding import make_mesh, replicate
 from jaxunet.step import compile_train_step
 from tests.helpers import tiny
 from tests.helpers.float64 import sigmoid
+from tests.helpers.loss_cases import CASES, compiled, gradient
 
 SHAPE = (2, 16, 18, 1)
 
@@ -145,3 +157,49 @@ def test_a_boundary_schedule_trains_with_one_compilation():
         state, metrics = train_step(state, batch)
         assert float(metrics["loss"]) == pytest.approx((1 - share) * dice + share * boundary, rel=1e-4)
     assert train_step._cache_size() == 1
+
+
+@pytest.mark.parametrize("spread", [0.0, 2.0])
+@pytest.mark.parametrize("level", [-12.0, -4.0, 0.0, 4.0])
+def test_hybrid_pushes_every_prediction_on_a_batch_without_tumour_down(level, spread):
+    # The reference's Jaccard has gradient zero there, and NaN once the sigmoid underflows.
+    z = (level + spread * CASES["random"][0]).astype(np.float32)
+    assert (gradient("hybrid")(z, 0 * z) > 0).all()
+    assert (gradient("jaccard")(z, 0 * z) > 0).all()
+
+
+def test_compound_losses_are_the_means_of_the_reference():
+    z, g = CASES["blob"]
+    bce, dice, jaccard, ssim = (float(compiled(name)(z, g)) for name in ("bce", "dice", "jaccard", "ssim"))
+    assert float(compiled("bce_dice")(z, g)) == pytest.approx((bce + dice) / 2, rel=1e-6)
+    assert float(compiled("bce_jaccard")(z, g)) == pytest.approx((bce + jaccard) / 2, rel=1e-6)
+    assert float(compiled("hybrid")(z, g)) == pytest.approx((bce + ssim + jaccard) / 3, rel=1e-6)
+    assert float(hybrid_loss(z, g, weights=(1, 1, 1))) == pytest.approx(bce + ssim + jaccard, rel=1e-6)
+
+
+def test_combine_is_the_weighted_sum_and_itself_a_loss():
+    z, g = CASES["blob"]
+    loss = combine([bce_loss, combine([dice_loss, ssim_loss], [1, 0.5])], [0.3, 2])
+    for reduce in ("batch", "image"):
+        bce, dice, ssim = (compiled(name)(z, g, reduce=reduce) for name in ("bce", "dice", "ssim"))
+        value = loss(z, g, weight=np.ones(2), reduce=reduce)
+        np.testing.assert_allclose(value, 0.3 * bce + 2 * (dice + 0.5 * ssim), rtol=1e-6)
+
+
+def test_a_schedule_changes_a_weight_without_another_compilation():
+    z, g = CASES["blob"]
+    loss = combine([bce_loss, combine([dice_loss], [lambda step: 2.0 * step])], [optax.linear_schedule(0, 1, 10), 1])
+    jitted = jax.jit(lambda step: loss(z, g, step=step))
+    bce, dice = float(bce_loss(z, g)), float(dice_loss(z, g))
+    for step in (0, 5, 10, 20):
+        assert float(jitted(step)) == pytest.approx(min(step / 10, 1) * bce + 2 * step * dice, rel=1e-5)
+    assert jitted._cache_size() == 1
+    with pytest.raises(ValueError, match="pass step="):
+        loss(z, g)
+
+
+def test_combine_refuses_another_number_of_weights():
+    with pytest.raises(ValueError, match="2 terms but 3 weights"):
+        combine([bce_loss, dice_loss], [1, 1, 1])
+    with pytest.raises(ValueError, match="3 terms but 2 weights"):
+        hybrid_loss(*CASES["blob"], weights=(0.5, 0.5))

@@ -111,7 +111,7 @@ def test_micro_is_the_score_of_the_sum_and_exact_beyond_32_bits():
 def test_labels_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"groups\['site'\] has shape \(3,\), the sums \(4,\)"):
         score_table(SUMS, {"patient": GROUPS["patient"], "site": [1, 2, 3]})
-    with pytest.raises(ValueError, match=r"groups\['slice'\]: this level is always there"):
+    with pytest.raises(ValueError, match=r"groups\['slice'\]: this level exists already"):
         score_table(SUMS, {"slice": [1, 2, 3, 4]})
     with pytest.raises(ValueError, match="empty='none'"):
         score_table(SUMS, {}, empty="none")

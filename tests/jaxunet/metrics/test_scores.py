@@ -18,8 +18,8 @@ from jaxunet import metrics
 from jaxunet.metrics import SCORES, PixelSums, add, pixel_sums
 from tests.goldens import score_rules
 
-FOLDER = Path(__file__).parents[1] / "goldens"
-PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
+FOLDER = Path(__file__).parents[2] / "goldens"
+PAGE = Path(__file__).parents[3] / "docs" / "metrics.md"
 NAN = math.nan
 
 WHOLE = {"dice", "jaccard", "f2", "mcc", "kappa", "jaccard_coef"}

@@ -1,69 +1,73 @@
-"""`python -m experiments.losses`: the proof of every loss, in one table.
+"""`python -m tests.helpers.loss_proof`: the proof of every loss, in one table; run it at the root of the repository.
 
-Value and gradient against float64, agreement with other libraries, what an empty mask teaches, and the time of a value
-with its gradient. What it compares with lies in `tests/` (float64 in NumPy and SciPy, and stored numbers of the other
-libraries), so it runs in a checkout.
+Value and gradient compared with float64 (NumPy and SciPy) and with stored numbers of other libraries, the direction of
+the gradient on an empty mask, and the time of a value with its gradient.
 """
 
 import dataclasses
 import functools
-import importlib
+import json
 import statistics
 import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import jax
 import numpy as np
+import tyro
 
-from experiments.config import LOSS_NAMES, ConfigError, raise_problems
+from data_pipeline.console import run_program
+from experiments import console
+from experiments.config import raise_problems
 from experiments.run_directory import write_atomically
+from jaxunet.losses import LOSSES
+from tests.helpers import loss_peers as peers
+from tests.oracles import losses as oracle
 
-TESTS = Path(__file__).parent.parent / "tests"
 TIED = ("blob", "inverse", "one_image")
-"""Cases in which logits are equal: a loss that sorts or takes a minimum has a jump of its gradient there."""
+"""Cases with equal logits, at which the gradient of a loss that sorts or takes a minimum jumps."""
 
 _LEAST = {"size": 11, "batch": 1, "rounds": 1}  # SSIM compares windows of 11 pixels
 
 STEP = 1e-5
-"""Of finite differences, in logits and in float64."""
+"""Step of finite differences, in logits and in float64."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Every loss against float64 and other libraries, on empty masks, and its cost."""
+    """Compares every loss with float64 and other libraries, and measures its time."""
 
     only: tuple[str, ...] = ()
-    """Losses by name; none: all."""
+    """Names of losses; none: all."""
     size: int = 256
-    """Height and width of the images that are timed, in pixels."""
+    """Height and width of the timed images, in pixels."""
     batch: int = 16
-    """Images that are timed."""
+    """Number of timed images."""
     rounds: int = 9
-    """Turns of each loss; the median counts."""
+    """Rounds in which each loss is timed once; the median is printed."""
     json: str | None = None
     """A new file for the table."""
 
 
 class DisagreementError(RuntimeError):
-    """A loss is not what float64 or another library says."""
+    """A loss differs from float64 or from another library."""
 
     exit_code = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Proof:
-    """What is known of a loss.
+    """Results for a loss.
 
     Attributes:
-      value_error: largest over the cases, relative to the float64 value where that is above 1.
-      gradient_error: largest of a slope along a random direction, in units of the gradient's length.
-      peers: largest error against each other library, by its name, as for values.
-      empty: where the gradient of an even prediction of an empty mask points.
+      value_error: largest error over the cases, relative to the float64 value where that is above 1.
+      gradient_error: largest error of a slope along a random direction, relative to the norm of the gradient.
+      peers: largest error of the value relative to each other library, by its name.
+      empty: direction of the gradient at a uniform prediction of an empty mask.
       milliseconds: of value and gradient.
-      problems: what is outside its tolerance, in words.
+      problems: each result outside its tolerance.
     """
 
     value_error: float
@@ -74,47 +78,26 @@ class Proof:
     problems: tuple[str, ...]
 
 
-def reference(name: str) -> ModuleType:
-    """Imports a module of the tests.
-
-    Raises:
-      ConfigError: there is no `tests/` beside the program.
-    """
-    if not TESTS.exists():
-        raise ConfigError(f"the references are not in {TESTS}: run this in a checkout of the repository")
-    if str(TESTS.parent) not in sys.path:
-        sys.path.append(str(TESTS.parent))
-    return importlib.import_module(f"tests.{name}")
-
-
 def prove(names: Sequence[str], *, size: int, batch: int, rounds: int) -> dict[str, Proof]:
     """Compares and times losses.
 
     Args:
       names: keys of `LOSSES`.
-      size: height and width of the images that are timed.
+      size: height and width of the timed images.
       batch: their number.
-      rounds: turns of each loss.
-
-    Raises:
-      ConfigError: not in a checkout.
+      rounds: rounds of timing.
     """
-    oracle, peers = reference("oracles.losses"), reference("helpers.loss_peers")
     cost = milliseconds(names, size=size, batch=batch, rounds=rounds)
     proofs = {}
     for name in names:
-        value_error, gradient_error, problems = _against_float64(name, oracle, peers)
-        agreement = _against_peers(name, peers)
+        value_error, gradient_error, problems = _against_float64(name)
+        agreement = _against_peers(name)
         problems += [f"{peer}: {error:.1e}" for peer, error in agreement.items() if error > 3e-5]
         proofs[name] = Proof(value_error, gradient_error, agreement, on_empty(name), cost[name], tuple(problems))
     return proofs
 
 
-def _against_float64(name: str, oracle: ModuleType, peers: ModuleType) -> tuple[float, float, list[str]]:
-    import jax
-
-    from jaxunet.losses import LOSSES
-
+def _against_float64(name: str) -> tuple[float, float, list[str]]:
     rtol, atol = oracle.VALUE_TOLERANCE.get(name, oracle.OTHER_VALUE_TOLERANCE)
     slope_tolerance = oracle.GRADIENT_TOLERANCE.get(name, oracle.OTHER_GRADIENT_TOLERANCE)[0]
     program = jax.jit(jax.value_and_grad(LOSSES[name].fn))
@@ -138,9 +121,7 @@ def _against_float64(name: str, oracle: ModuleType, peers: ModuleType) -> tuple[
     return max(values), max(slopes), problems
 
 
-def _against_peers(name: str, peers: ModuleType) -> dict[str, float]:
-    import jax
-
+def _against_peers(name: str) -> dict[str, float]:
     found: dict[str, float] = {}
     for called, peer in peers.AGREE.items():
         if peer.loss != name:
@@ -154,11 +135,7 @@ def _against_peers(name: str, peers: ModuleType) -> dict[str, float]:
 
 
 def on_empty(name: str) -> str:
-    """Says where the gradient of an even prediction of an empty mask points."""
-    import jax
-
-    from jaxunet.losses import LOSSES
-
+    """Direction of the gradient at a uniform prediction of an empty mask, in words."""
     zeros = np.zeros((1, 24, 24, 1), np.float32)
     gradient = np.asarray(jax.jit(jax.grad(LOSSES[name].fn))(zeros, zeros))
     if not gradient.any():
@@ -169,11 +146,7 @@ def on_empty(name: str) -> str:
 
 
 def milliseconds(names: Iterable[str], *, size: int, batch: int, rounds: int) -> dict[str, float]:
-    """Median time of value and gradient on the default device, turn by turn."""
-    import jax
-
-    from jaxunet.losses import LOSSES
-
+    """Median time of value and gradient on the default device, one loss after the other in each round."""
     z, g = jax.device_put(discs(size, batch))
     programs = {name: jax.jit(jax.value_and_grad(LOSSES[name].fn)).lower(z, g).compile() for name in names}
     for program in programs.values():
@@ -188,7 +161,7 @@ def milliseconds(names: Iterable[str], *, size: int, batch: int, rounds: int) ->
 
 
 def discs(size: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Noisy logits and masks `[batch, size, size, 1]`: a disc each, and none in two of three."""
+    """Noisy logits and masks `[batch, size, size, 1]`: a disc in every third mask, the others are empty."""
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[:size, :size]
     masks = np.zeros((batch, size, size, 1), np.float32)
@@ -200,22 +173,16 @@ def discs(size: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
 
 def main(argv: Sequence[str]) -> int:
     """Prints the table; exit code 3 and the list of disagreements if there are any."""
-    import json
-
-    import tyro
-
-    from experiments import console
-
-    options = tyro.cli(Options, args=list(argv), prog="python -m experiments.losses", use_underscores=True)
+    options = tyro.cli(Options, args=list(argv), prog="python -m tests.helpers.loss_proof", use_underscores=True)
     sizes = {name: getattr(options, name) for name in _LEAST}
     problems = [
         f"{name}={value}: must be at least {_LEAST[name]}" for name, value in sizes.items() if value < _LEAST[name]
     ]
-    problems += [f"only: unknown loss {name!r}" for name in options.only if name not in LOSS_NAMES]
+    problems += [f"only: unknown loss {name!r}" for name in options.only if name not in LOSSES]
     if options.json and Path(options.json).exists():
         problems.append(f"json={options.json} exists already: name another file")
     raise_problems(problems)
-    proofs = prove(options.only or LOSS_NAMES, **sizes)
+    proofs = prove(options.only or tuple(LOSSES), **sizes)
     if options.json:
         rows = {name: dataclasses.asdict(proof) for name, proof in proofs.items()}
         write_atomically(Path(options.json), json.dumps(rows, indent=1) + "\n")
@@ -233,14 +200,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _row(name: str, proof: Proof) -> list[Any]:
-    from jaxunet.losses import LOSSES
-
     peers = ", ".join(f"{library} {error:.0e}" for library, error in proof.peers.items())
     errors = (f"{proof.value_error:.1e}", f"{proof.gradient_error:.1e}")
     return [name, LOSSES[name].family, *errors, peers or None, proof.empty, f"{proof.milliseconds:.1f}"]
 
 
 if __name__ == "__main__":
-    from data_pipeline.console import run_program
-
     sys.exit(run_program(main))
