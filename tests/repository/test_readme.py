@@ -39,7 +39,7 @@ def test_it_counts_the_losses():
 # Files that are being renamed or written; empty this set when they are there.
 def test_what_to_open_exists():
     table = README[README.index("| I want to change") : README.index("[Architecture]")]
-    paths = [path for path in re.findall(r"`([\w/]+(?:\.py|/))`", table)]
+    paths = re.findall(r"`([\w/]+(?:\.py|/))`", table)
     assert len(paths) >= 8
     for path in paths:
         assert (ROOT / path).exists(), path
