@@ -299,7 +299,7 @@ def _tiff_header(file_format: str, data: bytes, name: str) -> _Header:
         orientation=values(274, 1)[0],
         more_pages=next_page != 0,
     )
-    # Pillow takes four times as long to decode uncompressed grey or RGB pixels as NumPy to copy them.
+    # Decoding by Pillow takes longer than all the rest of reading, so uncompressed grey and RGB pixels are copied.
     colours = {1: 1, 3: 2}.get(channels)  # photometric interpretation: black is zero, RGB
     ordinary = {262: colours, 266: 1, 274: 1, 284: 1, 317: 1, 339: 1}
     rows = min(max(values(278, height)[0], 1), height)
