@@ -8,7 +8,7 @@ the header is read first (by tifffile for TIFF) and everything unusual is refuse
 import io
 import logging
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,6 +55,7 @@ class _Header(NamedTuple):
     lossy: bool = False
     orientation: int = 1  # as in EXIF; 1 is upright
     more_pages: bool = False
+    pixels: np.ndarray | None = None  # uint8[H, W, C] of the plainest TIFF, which needs no decoder
 
 
 def read_image(source: str | Path | bytes, *, name: str | None = None, channels: int = 3) -> np.ndarray:
@@ -76,11 +77,11 @@ def read_image(source: str | Path | bytes, *, name: str | None = None, channels:
         raise DataError(f"image files hold 1, 3 or 4 channels, not {channels}: set model.image_channels")
     data, name = _load(source, name)
     expected = f"8-bit {'grey' if channels == 1 else MODES[channels]}"
-    image, _ = _open(data, name, expected)
-    if image.mode != MODES[channels]:
-        hint = "; for grey images set model.image_channels=1" if image.mode == "L" else ""
-        raise DataError(f"expected {expected}, got mode={image.mode}: {name}{hint}")
-    pixels = _pixels(image, name)
+    mode, _, decode = _open(data, name, expected)
+    if mode != MODES[channels]:
+        hint = "; for grey images set model.image_channels=1" if mode == "L" else ""
+        raise DataError(f"expected {expected}, got mode={mode}: {name}{hint}")
+    pixels = decode()
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
@@ -100,16 +101,16 @@ def read_mask(source: str | Path | bytes, *, name: str | None = None, threshold:
         lossy compression, whose decoded values depend on the decoder.
     """
     data, name = _load(source, name)
-    image, lossy = _open(data, name, "an 8-bit grey mask")
-    if image.mode not in ("L", "RGB"):
-        raise DataError(f"expected an 8-bit grey mask, got mode={image.mode}: {name}")
+    mode, lossy, decode = _open(data, name, "an 8-bit grey mask")
+    if mode not in ("L", "RGB"):
+        raise DataError(f"expected an 8-bit grey mask, got mode={mode}: {name}")
     if lossy and threshold is None:
         raise DataError(
             f"lossy mask (JPEG): its values are not exactly 0 and 255: {name}; "
             "store masks as PNG or TIFF, or set data.mask_threshold (for example 127)"
         )
-    pixels = _pixels(image, name)
-    if pixels.ndim == 3:
+    pixels = decode()
+    if mode == "RGB":
         if not lossy and (np.any(pixels[:, :, 0] != pixels[:, :, 1]) or np.any(pixels[:, :, 0] != pixels[:, :, 2])):
             raise DataError(f"mask with three different channels, expected a grey mask: {name}")
         pixels = pixels[:, :, 0]
@@ -182,10 +183,12 @@ def _load(source: str | Path | bytes, name: str | None) -> tuple[bytes, str]:
     return read_file(source), name or str(source)
 
 
-def _open(data: bytes, name: str, expected: str) -> tuple[ImageFile.ImageFile, bool]:
-    """Returns an image with a plain header, its pixels not yet decoded, and whether it is lossy."""
+def _open(data: bytes, name: str, expected: str) -> tuple[str, bool, Callable[[], np.ndarray]]:
+    """Checks the header; returns Pillow's mode, whether the file is lossy, and a function that decodes the pixels."""
     file_format = _sniff(data, name)
     header = (_tiff_header if file_format == "TIFF" else _other_header)(file_format, data, name)
+    if (plainest := header.pixels) is not None:
+        return MODES[plainest.shape[2]], False, lambda: plainest.squeeze(2) if plainest.shape[2] == 1 else plainest
     orientation = header.orientation
     plain = not header.floats and all(bit == 8 for bit in header.bits)
     depth = f"bits={','.join(map(str, header.bits))}{' float' if header.floats else ''}"
@@ -206,7 +209,7 @@ def _open(data: bytes, name: str, expected: str) -> tuple[ImageFile.ImageFile, b
         raise DataError(f"expected {expected}, got mode={image.mode} {depth}: {name}")
     if orientation != 1:
         raise DataError(f"stored rotated (EXIF orientation {orientation}): {name}; save the pixels upright")
-    return image, header.lossy
+    return image.mode, header.lossy, lambda: _pixels(image, name)
 
 
 def _sniff(data: bytes, name: str) -> str:
@@ -289,13 +292,31 @@ def _tiff_header(file_format: str, data: bytes, name: str) -> _Header:
     expected = width * height * channels if compression == 1 and set(bits) == {8} and not tiled else 0
     if sum(sizes) < expected:
         raise DataError(f"truncated: {sum(sizes)} of {expected} bytes of pixels: {name}")
-    return _Header(
+    header = _Header(
         bits=bits,
         floats=3 in values(339, 1),
         lossy=compression in TIFF_LOSSY,
         orientation=values(274, 1)[0],
         more_pages=next_page != 0,
     )
+    # Decoding by Pillow takes longer than all the rest of reading, so uncompressed grey and RGB pixels are copied.
+    colours = {1: 1, 3: 2}.get(channels)  # photometric interpretation: black is zero, RGB
+    ordinary = {262: colours, 266: 1, 274: 1, 284: 1, 317: 1, 339: 1}
+    rows = min(max(values(278, height)[0], 1), height)
+    full_strips = all(size == rows * width * channels for size in sizes[:-1]) and len(sizes) == -(-height // rows)
+    if (
+        sum(sizes) == expected > 0
+        and full_strips
+        and len(bits) == channels
+        and not next_page
+        and 262 in page.tags
+        and 338 not in page.tags  # extra channels
+        and all(set(values(tag, 1)) == {value} for tag, value in ordinary.items())
+    ):
+        strips = (data[offset : offset + size] for offset, size in zip(offsets, sizes, strict=True))
+        pixels = np.frombuffer(bytearray().join(strips), np.uint8).reshape(height, width, channels)
+        return header._replace(pixels=pixels)
+    return header
 
 
 def _check_size(width: int, height: int, name: str) -> None:

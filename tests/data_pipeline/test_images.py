@@ -56,6 +56,7 @@ LOSSLESS = {
     "deflate.tif": encode(PIXELS, compression="tiff_adobe_deflate"),
     "packbits.tif": encode(PIXELS, compression="packbits"),
     "many strips.tif": encode(PIXELS, tiffinfo={278: 3}, compression="tiff_lzw"),
+    "strips.tif": encode(PIXELS, tiffinfo={278: 5}),
     "big endian.tif": big_endian_tiff(PIXELS),
     "big.tiff": encode(PIXELS, big_tiff=True),
     "planar.tif": big_endian_tiff(PIXELS, planar=True),
@@ -69,6 +70,13 @@ def test_lossless_files_decode_to_exactly_the_pixels_that_were_written(name):
     decoded = read_image(LOSSLESS[name], name=name)
     assert decoded.dtype == np.uint8
     np.testing.assert_array_equal(decoded, PIXELS)
+
+
+@pytest.mark.parametrize(("tag", "value"), [(262, 1), (262, 0), (278, 5), (278, 1), (284, 1)])
+def test_uncompressed_pixels_are_those_that_pillow_decodes(tag, value):
+    # White is zero, and rows per strip that do not fit the one strip: left to Pillow. The others are copied.
+    data = with_tag(encode(PIXELS[:, :, :1]), tag, (value,))
+    np.testing.assert_array_equal(read_image(data, channels=1)[:, :, 0], np.asarray(Image.open(io.BytesIO(data))))
 
 
 def test_a_path_a_string_and_bytes_give_the_same_image(tmp_path):
