@@ -5,10 +5,9 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-if TYPE_CHECKING:
-    import numpy as np  # for annotations only: a program prints its --help without loading numpy
+import numpy as np
 
 MAX_SIDE = 1 << 16
 

@@ -23,7 +23,7 @@ from hypothesis import settings  # noqa: E402
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")
 
-LONGEST = ("test_resume.py", "test_programs.py", "test_bench.py", "test_distributed.py", "test_losses.py")
+LONGEST = ("test_resume.py", "test_programs.py", "test_distributed.py", "test_losses.py", "test_cli.py")
 """Files that take minutes: they start first, so that no worker is left alone with one at the end."""
 
 
