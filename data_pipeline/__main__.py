@@ -112,7 +112,7 @@ class Split(Options):
 
     def run(self) -> int:
         """Returns 0 when written."""
-        from data_pipeline.split import write_split
+        from data_pipeline.split_folders import write_split
 
         if self.seed < 0:
             raise UsageError(f"--seed={self.seed}: must be at least 0")

@@ -103,6 +103,7 @@ class SourceKind:
     synthetic: bool = False  # drawn by a program
     fixed_size: bool = True  # slices of different sizes are a defect of the data
     gapless: bool = True  # missing numbers within a volume are a defect of the data
+    rank: int = 0  # kinds of a higher rank are asked later
     homepage: str | None = None  # both are written into the description of the prepared data
     citation: str | None = None
 
@@ -110,31 +111,30 @@ class SourceKind:
 _KINDS: dict[str, SourceKind] = {}
 
 
-def register(
-    kind: str, *, opens: Callable[[Path | None], bool], **attributes: bool | str
-) -> Callable[[Opener], Opener]:
+def register(kind: str, *, opens: Callable[[Path | None], bool], **attributes: Any) -> Callable[[Opener], Opener]:
     """Registers the decorated function or class, which opens a root with options, as a kind of source.
 
     Args:
-      kind: its name, as in `Source.kind`; kinds are tried in alphabetical order.
+      kind: its name, as in `Source.kind`. Kinds are asked by rank, then alphabetically; the first that opens a root is
+        used.
       opens: see `SourceKind`.
       **attributes: other fields of `SourceKind` that differ from their defaults.
     """
 
     def add(function: Opener) -> Opener:
-        _KINDS[kind] = SourceKind(opens, function, **attributes)  # type: ignore[arg-type]
+        _KINDS[kind] = SourceKind(opens, function, **attributes)
         return function
 
     return add
 
 
 def source_kinds() -> Mapping[str, SourceKind]:
-    """Returns the kinds of sources by name, in alphabetical order."""
+    """Returns the kinds of sources by name, in the order in which they are asked."""
     # Imported on first use: a program that only parses its command line needs no image decoders.
     package = importlib.import_module("data_pipeline.sources")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
-    return dict(sorted(_KINDS.items()))
+    return dict(sorted(_KINDS.items(), key=lambda item: (item[1].rank, item[0])))
 
 
 def source_kind(name: str) -> SourceKind:

@@ -63,13 +63,18 @@ def glance(cost: dict[str, Any]) -> str:
     rows = []
     for name, entry in LOSSES.items():
         marks = ("yes" if mark else "" for mark in (entry.symmetric, entry.positional, entry.piecewise))
-        time = cost["milliseconds"][name]
+        time = cost["milliseconds"].get(name)
         cells = (f"[`{name}`](#{name})", entry.family, value_range(entry), *marks)
         peers = cost["ours_to_theirs"].get(name, {})
         speedups = (f"{1 / peers[suite]:.2g}" if suite in peers else "" for suite in SUITES)
-        rows.append((*cells, cost["empty"][name], f"{time:.0f}" if time >= 10 else f"{time:.1f}", *speedups))
+        rows.append((*cells, cost["empty"].get(name, ""), milliseconds(time), *speedups))
     names = (f"x faster than {suite}" for suite in SUITES)
     return table(("loss", "family", "range", "symmetric", "positional", "jumps", "empty mask", "ms", *names), rows)
+
+
+def milliseconds(time: float | None) -> str:
+    """A time with two digits; a loss that was added since the measurement has none."""
+    return "not measured" if time is None else f"{time:.0f}" if time >= 10 else f"{time:.1f}"
 
 
 def slower(cost: dict[str, Any]) -> str:

@@ -6,22 +6,10 @@ The file holds one float32 array per parameter, `encoder0_conv1/kernel` and so o
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from data_pipeline.console import run_program
 from experiments.cli import parse
-from experiments.config import ConfigError
-from experiments.run_directory import run_directory
-
-
-def new_file(path: str | Path, ending: str) -> Path:
-    """Returns the path; raises ConfigError if it exists already or does not end in `ending`."""
-    path = Path(path)
-    if path.suffix.lower() != ending:
-        raise ConfigError(f"--out={path}: the file is written as {ending[1:]}, name it {path.stem}{ending}")
-    if path.exists():
-        raise ConfigError(f"--out={path} exists already: name another file")
-    return path
+from experiments.run_directory import new_file, run_directory
 
 
 def main(argv: Sequence[str]) -> int:

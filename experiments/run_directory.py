@@ -292,6 +292,16 @@ def _refuse_foreign(directory: Path) -> None:
 # --- writing files
 
 
+def new_file(path: str | Path, ending: str) -> Path:
+    """Returns the path; raises ConfigError if it exists already or does not end in `ending`."""
+    path = Path(path)
+    if path.suffix.lower() != ending:
+        raise ConfigError(f"--out={path}: the file is written as {ending[1:]}, name it {path.stem}{ending}")
+    if path.exists():
+        raise ConfigError(f"--out={path} exists already: name another file")
+    return path
+
+
 @contextlib.contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path next to `path`, which replaces it once the block has succeeded."""

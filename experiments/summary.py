@@ -14,8 +14,7 @@ from data_pipeline.console import run_program
 from experiments.cli import parse
 from experiments.config import Config, ModelConfig
 from experiments.console import console, number, table
-from experiments.export import new_file
-from experiments.run_directory import run_directory
+from experiments.run_directory import new_file, run_directory
 
 COLUMNS = ("layer", "kind", "output shape", "parameters", "connected to")
 

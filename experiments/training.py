@@ -24,7 +24,7 @@ from data_pipeline.prepared import Prepared
 from data_pipeline.source import DataError
 from data_pipeline.splits import Split
 from experiments import build
-from experiments.config import Config
+from experiments.config import METRIC_NAMES, Config
 from experiments.console import table
 from experiments.evaluation import evaluate_batches
 from experiments.evaluation_tables import batch_means
@@ -55,7 +55,7 @@ from jaxunet.metrics import SCORES, add
 from jaxunet.sharding import batch_sharding, make_mesh
 from jaxunet.step import TrainState, abstract_state, compile_eval_step, compile_train_step, init_state, state_sharding
 
-TRACKED = ("accuracy", "dice_coef", "jaccard_coef", "dice", "jaccard", "sensitivity", "specificity", "precision")
+TRACKED = tuple(name for name in METRIC_NAMES if name != "loss")
 """Scores of every batch, averaged over the batches of an epoch as the reference does."""
 
 EMPTY_EPOCHS = 3

@@ -48,6 +48,7 @@ def find_pairs(root: str | Path) -> list[Pair] | None:
     expects="a folder with train/image, train/mask, test/image, test/mask (or image and mask)",
     fixed_size=False,
     gapless=False,  # a selection of slices is common here
+    rank=1,  # other layouts may have folders of these names too
 )
 def open_folders(pairs: Path | Sequence[Pair], options: SourceOptions = DEFAULTS) -> PairSource:
     """Opens image and mask folders: lists them and pairs them by name; nothing is decoded yet.

@@ -30,7 +30,7 @@ def is_kaggle(root: Path | None) -> bool:
     return any(_is_tiff(name) and TCGA_NAME.fullmatch(name.stem) for name in names)
 
 
-@register("kaggle_3m", opens=is_kaggle, expects=EXPECTS, homepage=URL, citation=CITATION)
+@register("kaggle_3m", opens=is_kaggle, expects=EXPECTS, rank=2, homepage=URL, citation=CITATION)
 def open_kaggle(root: str | Path, options: SourceOptions = DEFAULTS) -> PairSource:
     """Opens the `kaggle_3m` tree: lists it and pairs it by name; nothing is decoded yet.
 

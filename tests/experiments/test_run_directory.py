@@ -2,14 +2,20 @@
 
 import contextlib
 import json
+import re
 import resource
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from data_pipeline.source import DataError
+from experiments import config as cfg
 from experiments import run_directory
-from experiments.config import Config, ConfigError, to_json
+from experiments.config import Config, ConfigError, InferConfig, to_json
+from tests.experiments.test_config import FREE, OTHER, changed
 
 MANIFEST = {
     "format": 1,
@@ -139,3 +145,64 @@ def test_a_file_that_cannot_be_written_is_named_and_the_old_one_kept(tmp_path):
     with pytest.raises(OSError, match="too large") as caught, no_space():
         run_directory.write_atomically(path, "new")
     assert caught.value.filename == str(path) and path.read_text() == "old"
+
+
+# --- identity
+
+
+@pytest.mark.parametrize("key", OTHER)
+def test_what_decides_the_weights_makes_another_run(key):
+    config = changed(key, OTHER[key])
+    assert run_directory.config_hash(config) != run_directory.config_hash(Config())
+    (line,) = run_directory.differences(Config(), config)
+    assert line.startswith(key)
+    with pytest.raises(ConfigError, match=re.escape(line)):
+        run_directory.check_same_run(Config(), config)
+
+
+@pytest.mark.parametrize("key", FREE)
+def test_what_does_not_decide_the_weights_continues_the_run(key):
+    config = changed(key, FREE[key])
+    assert run_directory.differences(Config(), config) == []
+    run_directory.check_same_run(Config(), config)
+    assert (run_directory.config_hash(config) != run_directory.config_hash(Config())) == (key in cfg.data_paths(config))
+
+
+def test_a_difference_names_key_and_both_values():
+    line = "train.learning_rate: 0.001 in the run, 0.0003 asked"
+    assert run_directory.differences(Config(), changed("train.learning_rate", 3e-4)) == [line]
+    options = changed("train.loss_options", {"smooth": 0.5})
+    assert run_directory.differences(options, Config()) == ["train.loss_options.smooth: 0.5 in the run, not set asked"]
+    options = changed("train.loss_options", {"smooth": None})
+    assert run_directory.differences(options, Config()) == ["train.loss_options.smooth: None in the run, not set asked"]
+
+
+def test_the_run_directory_names_configuration_and_hash(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert re.fullmatch(r"runs/dice-[0-9a-f]{8}", str(run_directory.run_directory(cfg.PRESETS["dice"])))
+    assert re.fullmatch(r"runs/my_first-[0-9a-f]{8}", str(run_directory.run_directory(Config(config="a/my first.ini"))))
+    assert run_directory.run_directory(Config(run_dir="there/x")) == Path("there/x")
+
+
+def test_the_same_data_by_another_path_is_the_same_run(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    paths = ("data", "./data", str(tmp_path / "data"), "link")
+    hashes = {run_directory.config_hash(changed("data.root", path)) for path in paths}
+    assert len(hashes) == 1
+
+
+def test_a_hash_is_the_same_in_every_process_and_version():
+    # Written down: a change here would make every existing run directory unfindable.
+    assert run_directory.config_hash(cfg.PRESETS["dice"]) == "df130242"
+    code = "from experiments import config, run_directory; print(run_directory.config_hash(config.PRESETS['dice']))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "df130242"
+
+
+def test_a_whole_number_for_a_number_is_the_same_run():
+    assert run_directory.config_hash(changed("train.learning_rate", 1)) == run_directory.config_hash(
+        changed("train.learning_rate", 1.0)
+    )
+    assert InferConfig(blur=1) == InferConfig(blur=1.0)

@@ -105,14 +105,3 @@ def hausdorff_er(p, z, g, w):
         errors = of_each_image(lambda e: minimum_filter(e, footprint=CROSS, mode="constant", cval=0.0), errors)
         total += k**2 * np.average(errors, weights=w)
     return total
-
-
-ORACLES: dict[str, Oracle] = {
-    "boundary": boundary,
-    "boundary_dou": boundary_dou,
-    "distance_bce": distance_bce,
-    "distance_dice": distance_dice,
-    "hausdorff_dt": hausdorff_dt,
-    "log_hausdorff_dt": log_hausdorff_dt,
-    "hausdorff_er": hausdorff_er,
-}

@@ -50,19 +50,16 @@ def asymmetric_focal_tversky(n):
     return (background + (1 - tversky_index(n.tp, n.fp, n.fn, 0.4, 0.6)) ** 0.5) / 2
 
 
-ORACLES: dict[str, Oracle] = {
-    "bce_dice": sum_of((1 / 2, bce), (1 / 2, dice)),
-    "bce_jaccard": sum_of((1 / 2, bce), (1 / 2, jaccard)),
-    "combo": sum_of((1 / 4, bce), (1 / 2, dice)),
-    "dice_topk": sum_of((1, dice), (1, topk_bce)),
-    "jaccard_topk": sum_of((1, jaccard), (1, topk_bce)),
-    "exp_log": exp_log,
-    "dice_focal": sum_of((1, dice), (1, focal)),
-    "generalized_dice_focal": sum_of((1, generalized_dice), (1, focal)),
-    "focal_jaccard": sum_of((1, focal_of_alpha), (1, jaccard)),
-    "unified_focal": sum_of((1 / 2, asymmetric_focal), (1 / 2, asymmetric_focal_tversky)),
-    "hybrid": sum_of((1 / 3, bce), (1 / 3, ssim), (1 / 3, jaccard)),
-    "unet3plus": sum_of((1, focal_of_alpha), (1, ms_ssim), (1, jaccard)),
-    "dice_cl_dice": sum_of((1 / 2, dice), (1 / 2, cl_dice)),
-    "dice_boundary": sum_of((0.99, dice), (0.01, boundary)),
-}
+bce_dice = sum_of((1 / 2, bce), (1 / 2, dice))
+bce_jaccard = sum_of((1 / 2, bce), (1 / 2, jaccard))
+combo = sum_of((1 / 4, bce), (1 / 2, dice))
+dice_topk = sum_of((1, dice), (1, topk_bce))
+jaccard_topk = sum_of((1, jaccard), (1, topk_bce))
+dice_focal = sum_of((1, dice), (1, focal))
+generalized_dice_focal = sum_of((1, generalized_dice), (1, focal))
+focal_jaccard = sum_of((1, focal_of_alpha), (1, jaccard))
+unified_focal = sum_of((1 / 2, asymmetric_focal), (1 / 2, asymmetric_focal_tversky))
+hybrid = sum_of((1 / 3, bce), (1 / 3, ssim), (1 / 3, jaccard))
+unet3plus = sum_of((1, focal_of_alpha), (1, ms_ssim), (1, jaccard))
+dice_cl_dice = sum_of((1 / 2, dice), (1 / 2, cl_dice))
+dice_boundary = sum_of((0.99, dice), (0.01, boundary))

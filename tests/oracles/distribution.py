@@ -110,18 +110,3 @@ def reduced_focal(z, g, w):
 def asymmetric_focal(z, g, w):
     (true, false), p = minus_log(z), sigmoid(z)
     return np.average(0.7 * g * true + 0.3 * (1 - g) * p**2 * false, weights=w)
-
-
-ORACLES: dict[str, Oracle] = {
-    "bce": bce,
-    "weighted_bce": weighted_bce,
-    "balanced_bce": balanced_bce,
-    "label_smoothing_bce": label_smoothing_bce,
-    "poly_bce": poly_bce,
-    "topk_bce": topk_bce,
-    "nacl": nacl,
-    "focal": focal,
-    "normalized_focal": normalized_focal,
-    "reduced_focal": reduced_focal,
-    "asymmetric_focal": asymmetric_focal,
-}

@@ -3,20 +3,20 @@
 `ORACLES[name](logits, masks, weight, reduce)`; every entry of `LOSSES` needs one.
 """
 
+from jaxunet.losses import LOSSES
 from tests.helpers.float64 import Oracle
-from tests.oracles import boundary as oracle_boundary
-from tests.oracles import compound as oracle_compound
-from tests.oracles import distribution as oracle_distribution
-from tests.oracles import region as oracle_region
-from tests.oracles import structural as oracle_structural
+from tests.oracles import boundary, compound, distribution, region, structural
 
-ORACLES: dict[str, Oracle] = {
-    **oracle_distribution.ORACLES,
-    **oracle_region.ORACLES,
-    **oracle_structural.ORACLES,
-    **oracle_boundary.ORACLES,
-    **oracle_compound.ORACLES,
+FAMILIES = {
+    "distribution": distribution,
+    "region": region,
+    "structural": structural,
+    "boundary": boundary,
+    "compound": compound,
 }
+
+# The oracle of a loss is the function of its name in the file of its family.
+ORACLES: dict[str, Oracle] = {name: vars(FAMILIES[entry.family])[name] for name, entry in LOSSES.items()}
 
 # Relative tolerance of the value in float32, then absolute: one minus a share has the rounding of one, and SSIM divides
 # differences of nearly equal numbers.

@@ -169,24 +169,6 @@ def lovasz(error: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Oracle:
     return grouped
 
 
-ORACLES: dict[str, Oracle] = {
-    "dice": dice,
-    "squared_dice": squared_dice,
-    "log_dice": log_dice,
-    "log_cosh_dice": log_cosh_dice,
-    "dice_metric": dice_metric,
-    "wasserstein_dice": wasserstein_dice,
-    "jaccard": jaccard,
-    "log_jaccard": log_jaccard,
-    "jaccard_metric": jaccard_metric,
-    "tversky": tversky,
-    "focal_tversky": focal_tversky,
-    "asymmetric_similarity": asymmetric_similarity,
-    "asymmetric_focal_tversky": asymmetric_focal_tversky,
-    "generalized_dice": of_sums(generalized_dice_of),
-    "penalty_generalized_dice": penalty_generalized_dice,
-    "sensitivity_specificity": sensitivity_specificity,
-    "mcc": mcc,
-    "lovasz_hinge": lovasz(lambda z, g: np.maximum(0, 1 - z * (2 * g - 1))),
-    "lovasz_sigmoid": lovasz(lambda z, g: np.abs(g - sigmoid(z))),
-}
+generalized_dice = of_sums(generalized_dice_of)
+lovasz_hinge = lovasz(lambda z, g: np.maximum(0, 1 - z * (2 * g - 1)))
+lovasz_sigmoid = lovasz(lambda z, g: np.abs(g - sigmoid(z)))

@@ -4,7 +4,7 @@ import numpy as np
 from scipy.ndimage import maximum_filter, minimum_filter
 from scipy.signal import convolve2d
 
-from tests.helpers.float64 import Oracle, collect, groups, pixel_weights, sigmoid
+from tests.helpers.float64 import collect, groups, pixel_weights, sigmoid
 
 CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], bool)
 
@@ -97,6 +97,3 @@ def cl_dice(z: np.ndarray, g: np.ndarray, weight: np.ndarray | None = None, redu
         sensitivity = ((w * of_m * p).sum() + 1) / ((w * of_m).sum() + 1)
         values.append(1 - 2 / (1 / precision + 1 / sensitivity))
     return collect(reduce, values)
-
-
-ORACLES: dict[str, Oracle] = {"ssim": ssim, "ms_ssim": ms_ssim, "cl_dice": cl_dice}

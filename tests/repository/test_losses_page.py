@@ -25,10 +25,10 @@ def test_the_page_is_up_to_date(writer):
     assert text == (DOCS / "losses.md").read_text(), "run python -m docs.losses"
 
 
-def test_every_loss_has_a_section_a_row_and_its_time():
+def test_every_loss_has_a_section_and_a_row_with_its_time():
     text = (DOCS / "losses.md").read_text()
     cost = json.loads((DOCS / "losses_cost.json").read_text())
-    assert list(cost["milliseconds"]) == list(cost["empty"]) == list(LOSSES)
+    assert len(cost["milliseconds"]) >= 54 and set(cost["milliseconds"]) == set(cost["empty"]) <= set(LOSSES)
     assert re.findall(r"^### (\w+)$", text, re.MULTILINE) == sorted(
         LOSSES,
         key=lambda name: ["distribution", "region", "structural", "boundary", "compound"].index(LOSSES[name].family),
@@ -36,6 +36,8 @@ def test_every_loss_has_a_section_a_row_and_its_time():
     for name, entry in LOSSES.items():
         assert f"| [`{name}`](#{name}) | {entry.family} |" in text
         assert f"`{entry.formula}`" in text
+        row = next(line for line in text.splitlines() if line.startswith(f"| [`{name}`](#{name}) |"))
+        assert ("not measured" in row) == (name not in cost["milliseconds"])
 
 
 def test_links_and_figures_lead_somewhere():

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from data_pipeline import SourceOptions, open_source
-from data_pipeline import split as module
+from data_pipeline import split_folders as module
 from data_pipeline.__main__ import main as program
-from data_pipeline.split import write_split
+from data_pipeline.split_folders import write_split
 from data_pipeline.splits import split
 from tests.helpers.trees import encode, image_pixels, mask_pixels, write_kaggle, write_pictures, write_zip
 
@@ -209,7 +209,7 @@ def test_a_bad_file_is_found_before_anything_is_written(tree, tmp_path, capsys):
 
 
 def test_too_little_space_is_said_before_anything_is_written(tree, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("data_pipeline.split.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+    monkeypatch.setattr("data_pipeline.split_folders.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
     assert main([str(tree), str(tmp_path / "out")]) == 1
     assert "0 MiB are free; nothing was written" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
