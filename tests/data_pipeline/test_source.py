@@ -87,8 +87,8 @@ def test_every_kind_is_found_and_says_what_it_can_do():
     kinds = source_kinds()
     assert list(kinds) == ["synthetic", "folders", "kaggle_3m"]
     assert [kind.synthetic for kind in kinds.values()] == [True, False, False]
-    assert [kind.fixed_size for kind in kinds.values()] == [False, True, True]
-    assert [kind.gapless for kind in kinds.values()] == [False, True, True]
+    assert [kind.fixed_size for kind in kinds.values()] == [True, False, True]
+    assert [kind.gapless for kind in kinds.values()] == [True, False, True]
     assert kinds["kaggle_3m"].homepage and "Buda" in kinds["kaggle_3m"].citation
 
 
