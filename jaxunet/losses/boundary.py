@@ -301,7 +301,7 @@ def distance_field(masks: Array) -> Array:
 
 
 def proximity(masks: Array) -> Array:
-    """1 next to the boundary, 0 at the pixel farthest from it, on each side; 0 without a boundary."""
+    """One next to the boundary, 0 at the pixel farthest from it, on each side; 0 without a boundary."""
     distance = boundary_distance(masks)
     true = masks > 0.5
     farthest = jnp.where(true, _largest(distance * true), _largest(distance * ~true))
