@@ -45,11 +45,14 @@ def progress(
         position, now = position + 1, time.monotonic()
         if position == done + 1:
             first = now  # the first item may take longer than the ones to come
-        if now - last_line >= LINE_EVERY_S and position > done + 1:
+        if now - last_line >= LINE_EVERY_S:
             last_line = now
-            minutes = (now - first) / (position - done - 1) * (total - position) / 60
-            left = f"{minutes // 60:.0f} h {minutes % 60:02.0f} min" if minutes >= 60 else f"{minutes:.0f} min"
-            out.print(f"{description}: {position} of {total}  {text}  about {left} left", soft_wrap=True, markup=False)
+            line = [f"{description}: {position} of {total}", *([text] if text else [])]
+            if done + 1 < position < total:
+                minutes = (now - first) / (position - done - 1) * (total - position) / 60
+                left = f"{minutes // 60:.0f} h {minutes % 60:02.0f} min" if minutes >= 60 else f"{minutes:.0f} min"
+                line.append(f"about {left} left")
+            out.print("  ".join(line), soft_wrap=True, markup=False)
 
     yield advance
 

@@ -11,13 +11,24 @@ from data_pipeline.source import DataError, UsageError
 
 
 def test_progress_prints_at_most_a_line_per_minute_where_there_is_no_terminal(monkeypatch):
-    clock = iter([0.0, 30.0, 61.0, 61.0, 90.0, 130.0, 130.0])
+    clock = iter([0.0, 30.0, 61.0, 90.0, 130.0])  # the start, then each item
     monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
     out = io.StringIO()
     with progress("preparing slices", 4, to=Console(file=out, width=20)) as advance:
         for _ in range(4):
             advance()
-    assert out.getvalue() == "preparing slices: 2 of 4\npreparing slices: 4 of 4\n"
+    assert out.getvalue() == "preparing slices: 2 of 4  about 1 min left\npreparing slices: 4 of 4\n"
+
+
+def test_progress_of_a_resumed_loop_counts_on_and_shows_a_text(monkeypatch):
+    clock = iter([0.0, 10.0, 3610.0, 7210.0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    out = io.StringIO()
+    with progress("training", 10, done=5, to=Console(file=out, width=20)) as advance:
+        for loss in (0.5, 0.4, 0.3):
+            advance(f"loss {loss}")
+    lines = "training: 7 of 10  loss 0.4  about 3 h 00 min left\ntraining: 8 of 10  loss 0.3  about 2 h 00 min left\n"
+    assert out.getvalue() == lines
 
 
 def test_progress_is_a_bar_on_a_terminal():

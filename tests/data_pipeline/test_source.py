@@ -152,7 +152,5 @@ def test_options_out_of_range_are_refused(options, message):
 
 
 def test_importing_the_package_loads_no_decoders():
-    code = (
-        "import sys, data_pipeline\nassert not {'PIL', 'tifffile', 'array_record', 'grain'} & set(sys.modules)"
-    )
+    code = "import sys, data_pipeline\nassert not {'PIL', 'tifffile', 'array_record', 'grain'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

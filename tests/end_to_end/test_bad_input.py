@@ -141,7 +141,7 @@ CASES = {
     ),
     "another size, folders": (
         nothing,
-        [*FOLDERS, "--data.no_resize", "--model.image_height=8"],
+        [*FOLDERS, "--data.resize=False", "--model.image_height=8"],
         1,
         r"image of 16x16, expected 8x16 pixels .*/p_0\.png; set model\.image_height .* or data\.resize",
     ),
@@ -160,14 +160,13 @@ CASES = {
         2,
         r"train\.loss='dise': unknown loss; did you mean dice\?; known are bce, ",
     ),
-    "unknown type": (nothing, ["--train.epochs=many"], 2, r"--train\.epochs=many: expected a whole number$"),
     "loss of nowhere": (nothing, ["--train.loss=no.where:f"], 2, r"train\.loss='no\.where:f' cannot be imported"),
     "option of no loss": (nothing, [*KAGGLE, "--train.loss_options.alpha=1"], 2, r"bce has no option alpha; it has "),
     "ranges": (
         nothing,
         ["--train.epochs=0", "--train.learning_rate=nan", "--data.mask_threshold=300"],
         2,
-        r"3 problems:\n  train\.epochs=0: must .*\n  train\.learning_rate=nan: must .*\n  data\.mask_threshold=300: ",
+        r"3 problems:\n  data\.mask_threshold=300: must .*\n  train\.learning_rate=nan: must .*\n  train\.epochs=0: ",
     ),
     "size that does not halve six times": (
         nothing,
@@ -208,6 +207,16 @@ def test_it_is_one_message_an_exit_code_and_no_file_changed(case, capsys):
     assert files() == before
 
 
+def test_a_value_of_another_type_is_one_message_and_changes_no_file(capsys):
+    before = files()
+    with pytest.raises(SystemExit) as stop:
+        run_program(train.main, [*WORDS, "--train.epochs=many"])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "Traceback" not in error
+    assert "Error parsing --train.epochs" in error and "'many'" in error and "--help" in error
+    assert files() == before
+
+
 def test_batches_of_the_evaluation_are_looked_at_before_hours_of_training(capsys):
     before = files()
     assert run_program(workflow.main, [*WORDS, *KAGGLE, "--eval.batch_size=12"]) == 2
@@ -223,7 +232,7 @@ def test_a_disk_too_full_for_the_data_is_said_before_any_is_written(monkeypatch,
 
 
 def test_a_disk_too_full_for_the_checkpoints_is_said_before_the_first_step(monkeypatch, capsys):
-    monkeypatch.setattr("jaxunet.checkpoint.free_megabytes", lambda path: 0.01)
+    monkeypatch.setattr("experiments.training.free_megabytes", lambda path: 0.01)
     before = files()
     for _ in range(2):  # what the first start leaves is no obstacle to a second
         fails(
@@ -236,7 +245,7 @@ def test_a_disk_too_full_for_the_checkpoints_is_said_before_the_first_step(monke
 
 
 def test_results_of_another_run_are_not_written_over(monkeypatch, capsys):
-    monkeypatch.setattr("jaxunet.checkpoint.free_megabytes", lambda path: 0.01)  # stops it before it trains
+    monkeypatch.setattr("experiments.training.free_megabytes", lambda path: 0.01)  # stops it before it trains
     words = [*KAGGLE, "--train.eval_dir=results"]
     fails(words, 4, "checkpoints need", capsys)
     Path("results/train_losses.csv").write_text("of the first run")

@@ -102,7 +102,7 @@ def test_the_traceback_is_shown_when_asked_for(monkeypatch, capsys):
     ("word", "expected"),
     [
         ("--train.learnig_rate=1", "error: unknown key --train.learnig_rate; did you mean --train.learning_rate?\n"),
-        ("--train.epochs=abc", "error: --train.epochs=abc: expected a whole number\n"),
+        ("--train.epochs=abc", "╭─ Value error ─"),
         ("--config=dise", "error: --config=dise: unknown preset; did you mean dice?\nknown are bce, dice, demo, "),
         (
             "--model.image_width=250",

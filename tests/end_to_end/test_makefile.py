@@ -56,5 +56,5 @@ def test_variables_become_options():
 @pytest.mark.parametrize("told", [{"variables": ["DATA="]}, {"environment": {"DATA": ""}}])
 def test_empty_data_are_an_error_and_never_the_synthetic_set(told):
     found = words(*told.get("variables", ()), **told.get("environment", {}))
-    with pytest.raises(ConfigError, match=r"data\.root='': is no path"):
+    with pytest.raises(ConfigError, match=r"data\.root='': not a path"):
         parse(found, program="workflow")

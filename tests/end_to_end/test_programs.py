@@ -197,7 +197,7 @@ def test_a_full_disk_is_said_at_the_start(monkeypatch, tmp_path):
 
     import jax.numpy as jnp
 
-    from experiments.train import check_space
+    from experiments.training import check_space
     from jaxunet.checkpoint import CheckpointError
 
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1_000_000))

@@ -86,7 +86,7 @@ def test_a_run_killed_at_five_moments_ends_like_an_uninterrupted_one(uninterrupt
         assert killed(code), f"not killed {moment}: {output}"
     done = run("train", *ARGS, cwd=tmp_path, env=environment(cache))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "going on after step" in done.stdout
+    assert "continuing after step" in done.stdout
     same_run(whole, mine)
 
 
@@ -120,7 +120,7 @@ def test_a_run_may_go_on_with_its_slices_kept_elsewhere_and_ends_bit_for_bit_the
         args = (*ARGS, f"--data.cache={kept}", f"--train.epochs={epochs}")
         done = run("train", *args, cwd=tmp_path, env=environment(cache))
         assert done.returncode == 0, done.stdout + done.stderr
-    assert "going on after step" in done.stdout
+    assert "continuing after step" in done.stdout
     same_run(whole, tmp_path / "run")
 
 
@@ -149,7 +149,7 @@ def test_a_run_goes_on_with_a_divided_optimizer_on_another_number_of_devices(uni
         for devices, *options in commands:
             done = run("train", *args, *options, cwd=tmp_path / name, env=environment(cache, devices))
             assert done.returncode == 0, done.stdout + done.stderr
-    assert "going on after step" in done.stdout
+    assert "continuing after step" in done.stdout
     (expected, record), (found, found_record) = (checkpoint(tmp_path / name / "run", "last") for name in starts)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
@@ -191,7 +191,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_leads_to_the_same_
     done = run("train", *ARGS, cwd=tmp_path, env=environment(cache))
     assert done.returncode == 0, done.stderr
     assert f"checkpoint {newest} in" in done.stdout and f"set aside as {newest}.corrupt" in done.stdout
-    assert f"going on after step {older}" in done.stdout
+    assert f"continuing after step {older}" in done.stdout
     same_run(whole, mine)
 
     for step in last.iterdir():

@@ -55,15 +55,3 @@ def test_a_table_that_does_not_fit_becomes_a_list_of_headings_and_values_per_row
 def test_a_row_of_another_length_is_refused():
     with pytest.raises(ValueError, match="1 values in a table of 2 columns"):
         printed(console.table, "t", ["a", "b"], [[1]])
-
-
-def test_progress_prints_one_line_per_minute_where_there_is_no_terminal(monkeypatch):
-    now = iter([0.0, *(20.0 * k for k in range(1, 100))])  # each look at the clock takes 20 seconds
-    monkeypatch.setattr(console.time, "monotonic", lambda: next(now))
-    out = io.StringIO()
-    with console.progress("predicting", 10, to=Console(file=out, width=80)) as advance:
-        for _ in range(10):
-            advance()
-    lines = out.getvalue().splitlines()
-    assert 1 <= len(lines) <= 4
-    assert lines[0] == "predicting: 3 of 10"

@@ -4,7 +4,9 @@ import jax
 import pytest
 
 from experiments.bench import losses
+from experiments.bench.options import LossesOptions
 from experiments.bench.workload import Workload, images_and_masks
+from experiments.config import ConfigError
 from jaxunet.losses import LOSSES
 
 QUICK = ("--rounds=2", "--seconds=0.02")
@@ -16,6 +18,11 @@ def test_a_loss_is_timed(here):
     assert all(min(row["step_seconds"]["rounds"]) > 0 for row in content["results"])
     assert " dice " in out
     assert " focal " not in out
+
+
+def test_an_unknown_loss_is_refused_with_the_known():
+    with pytest.raises(ConfigError, match=r"^only: unknown 'dise'; known are bce, .* hybrid"):
+        losses.main(LossesOptions(only=("dise",)))
 
 
 def test_a_loss_is_compared_with_that_of_another_library(here, monkeypatch):

@@ -31,7 +31,6 @@ def test_without_a_command_the_options_are_those_of_step():
             ["loader", "--steps=-1", "--workers=0"],
             "2 problems:\n  workers=0: must be at least 1\n  steps=-1: must be",
         ),
-        (["losses", "--only=dise"], "only=dise: must be among bce, "),
         (["losses", "--size=0", "--batch=0"], "2 problems:\n  size=0: must be at least 1\n  batch=0: must be at least"),
         (["scaling", "--devices=2,0"], "devices=0: must be at least 1"),
         (["trace", "--dropout_rate=0.2"], "dropout_rate=0.2: times num_layers it must be from 0 to below 1"),
