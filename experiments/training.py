@@ -500,6 +500,10 @@ def train(
         state, progress = trainer.restore(console)
         step = int(state.step)
         assert_same_on_all({"checkpoint": step})
+        unfinished = not progress.stopped and step < trainer.total
+        with fail_together("checking the free space"):
+            if unfinished:
+                check_space(trainer, state, directory)
         announce(trainer, state, directory, console)
         if step:
             console.print(f"continuing after step {step}, epoch {progress.epoch}")
@@ -508,9 +512,7 @@ def train(
             directory, eval_dir=results, columns=config.train.metrics, title=title, step=step, silent=not first
         )
         with contextlib.closing(log):
-            if not progress.stopped and step < trainer.total:
-                with fail_together("checking the free space"):
-                    check_space(trainer, state, directory)
+            if unfinished:
                 trainer.load()
                 progress = fit(trainer, state, progress, log, console)
     if first:
