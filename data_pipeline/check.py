@@ -1,4 +1,4 @@
-"""What a data set holds and what is wrong with it; every problem is listed, where training stops at the first."""
+"""Lists the contents of a data set and every problem with it, while training stops at the first."""
 
 import dataclasses
 from collections import Counter, defaultdict

@@ -1,4 +1,4 @@
-"""Writes a source once as ArrayRecord files: the only part of the data side that runs TFDS."""
+"""Writes a source once as ArrayRecord files: the only part of this package that runs TFDS."""
 
 import contextlib
 import dataclasses

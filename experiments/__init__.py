@@ -1,4 +1,4 @@
-"""The programs: training, evaluation, prediction, summary; the only layer that knows names, paths and printing."""
+"""The programs: training, evaluation, prediction, summary; the only layer that handles names, paths and printing."""
 
 import time
 

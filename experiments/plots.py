@@ -1,6 +1,6 @@
-"""Pictures as PNG files: overlays, contact sheets and galleries of slices; curves of a training; calibration.
+"""Pictures as PNG files: overlays, contact sheets and galleries of slices; training curves; calibration.
 
-Every title carries the title of the data, so that synthetic slices are never taken for patients. Prediction is orange
+Every title contains the title of the data, so that synthetic slices are never taken for patients. Prediction is orange
 and truth is blue, a pair that colour-blind readers tell apart.
 """
 
