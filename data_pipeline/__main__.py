@@ -118,7 +118,7 @@ class Split(Options):
             raise UsageError(f"--seed={self.seed}: must be at least 0")
         if self.synthetic:
             if self.out:
-                raise UsageError("with --synthetic name OUT alone, there is no ROOT")
+                raise UsageError("with --synthetic name OUT alone, without ROOT")
             source, out = self.open(None, size=self.size), Path(self.root)
         else:
             if not self.out:

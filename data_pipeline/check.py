@@ -102,7 +102,7 @@ def decode(source: Source) -> Decoded:
 
 
 def facts(data: Prepared | Decoded) -> Facts:
-    """Counts what the slices hold; reads only those again whose digests are equal.
+    """Counts what the slices contain; only slices with equal digests are read again.
 
     For synthetic data it also finds the best threshold on the training patients, which reads them all.
     """
@@ -153,7 +153,7 @@ def facts(data: Prepared | Decoded) -> Facts:
 
 
 def render(found: Facts) -> Group:
-    """Returns facts as a table of figures, a table of sites and what is odd, for `rich.console.Console.print`."""
+    """Returns facts as a table of figures, a table of sites and anything unusual, for `rich.console.Console.print`."""
     figures = Table(show_header=False)
     figures.add_column(style="bold")
     figures.add_column()

@@ -48,7 +48,7 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # it repairs and l
 
 
 class _Header(NamedTuple):
-    """What a file says about its pixels."""
+    """What the header of a file states about its pixels."""
 
     bits: tuple[int, ...]  # per channel
     floats: bool = False

@@ -3,4 +3,4 @@
 import time
 
 STARTED = time.perf_counter()
-"""When Python began with the program: what `experiments.clock` counts from."""
+"""Time at which the program started; `experiments.machine.Clock` counts from it."""

@@ -222,7 +222,7 @@ class Config:
 
 
 FREE_SECTIONS = ("eval", "infer")
-"""Sections that use the trained weights and so never decide them."""
+"""Sections that use the trained weights and never affect them."""
 
 PRESETS: Mapping[str, Config] = {
     # python -m experiments.train --config=bce --data.root=/path/to/kaggle_3m

@@ -38,7 +38,7 @@ class Phantoms(Source):
     """Synthetic slices in three channels; nothing is drawn until a slice is read. About 65 % have an empty mask.
 
     Args:
-      patients: number of invented patients, at least 1. Patient 7 is the same whatever their number.
+      patients: number of invented patients, at least 1. Patient 7 is the same for any number of patients.
       slices_per_patient: mean number of slices, at least 3.
       size: height and width in pixels, at least 16 each.
       seed: not negative; another seed gives other patients.

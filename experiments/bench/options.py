@@ -112,7 +112,7 @@ class StepOptions(NetworkOptions):
     rounds: Count = 5
     """Turns of each peer; confidence intervals need at least six."""
     seconds: Seconds = 2.0
-    """Least duration of a turn."""
+    """Minimum duration of a turn."""
     resident: bool = True
     """Keep all processes between turns. --no_resident starts a new process for each turn and needs less memory."""
     together: bool = False
@@ -159,7 +159,7 @@ class LoaderOptions(NetworkOptions):
     rounds: Count = 5
     """Turns of each."""
     seconds: Seconds = 1.0
-    """Least duration of a turn."""
+    """Minimum duration of a turn."""
     steps: Annotated[int, at_least(0)] = 3
     """Training steps per round, on one resident batch and with each cache; 0 leaves them out."""
 
@@ -177,7 +177,7 @@ class LossesOptions(OutputOptions):
     rounds: Count = 5
     """Turns of each loss."""
     seconds: Seconds = 0.5
-    """Least duration of a turn."""
+    """Minimum duration of a turn."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +195,7 @@ class ScalingOptions(NetworkOptions):
     rounds: Count = 5
     """Turns of each number of devices."""
     seconds: Seconds = 2.0
-    """Least duration of a turn."""
+    """Minimum duration of a turn."""
 
 
 @dataclasses.dataclass(frozen=True)
