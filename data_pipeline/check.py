@@ -1,4 +1,4 @@
-"""Lists the contents of a data set and every problem with it, while training stops at the first."""
+"""Lists the contents of a data set and every problem with it (training stops at the first)."""
 
 import dataclasses
 from collections import Counter, defaultdict

@@ -75,7 +75,7 @@ class ModelConfig:
     num_layers: Annotated[int, Range(1, 16)] = 6
     """Number of 2x2 poolings; 6 is the reference's network with 31 110 001 parameters."""
     dropout_rate: Annotated[float, Range(0, 1, below=True)] = 0.08
-    """Dropout of level i is i times this rate, so num_layers times it must be below 1."""
+    """Dropout of level i is i times this rate, so num_layers times this rate must be below 1."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of the computation; parameters, optimizer and loss are always float32."""
     remat: Annotated[bool, Role.FREE] = False
