@@ -1,6 +1,6 @@
-"""The program of the data side: `python -m data_pipeline {prepare,check,split}`; see `--help` of each.
+"""The data program: `python -m data_pipeline {prepare,check,split}`; see `--help` of each.
 
-Each command imports its libraries when it runs, so that `--help` answers in under a second.
+Each command imports its libraries when it runs, so that `--help` takes less than a second.
 """
 
 import dataclasses
@@ -22,11 +22,11 @@ class Options:
     """What the commands have in common."""
 
     root: str | None = None
-    """A kaggle_3m folder, Kaggle's zip, or a folder with image and mask folders; without it the synthetic set."""
+    """A kaggle_3m folder, Kaggle's zip, or a folder with image and mask folders. None: synthetic slices."""
     channels: Literal[1, 3, 4] = 3
     """Channels of an image file."""
     mask_threshold: int | None = None
-    """Grey value above which a mask is tumour; without it masks must hold 0 and 255 only."""
+    """Grey value above which a mask is tumour; None: masks must contain only 0 and 255."""
     phantom_patients: int = 48
     """Number of synthetic patients."""
     phantom_seed: int = 0
@@ -47,14 +47,14 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Prepare(Options):
-    """Write a data set once in the format that training reads, and print what it holds. Training does it by itself."""
+    """Write a data set in the format that training reads, and print what it contains. Training does this by itself."""
 
     size: tuple[int, int] = (256, 256)
     """Height and width of a slice."""
     resize: bool | None = None
-    """Resize files of another size to `size`; None: for folders, not for kaggle_3m."""
+    """Resize slices to --size; None: on for folders, off for kaggle_3m."""
     cache_dir: str | None = None
-    """Where prepared data is stored; None: $XDG_CACHE_HOME/jaxunet or ~/.cache/jaxunet."""
+    """Folder for the prepared slices; None: $XDG_CACHE_HOME/jaxunet or ~/.cache/jaxunet."""
 
     def run(self) -> int:
         """Returns 0 when prepared."""
@@ -75,7 +75,7 @@ class Prepare(Options):
 
 @dataclasses.dataclass(frozen=True)
 class Check(Options):
-    """Print what a data set holds and what is wrong with it. Nothing is written. Exit code 1 if there are problems."""
+    """Print what a data set contains and what is wrong with it. Writes nothing. Exit code 1 if there are problems."""
 
     def run(self) -> int:
         """Returns 1 if the data have problems."""
@@ -90,17 +90,17 @@ class Check(Options):
 class Split(Options):
     """Split a data set into the folders of the reference.
 
-    ROOT is a kaggle_3m folder, Kaggle's zip, or a folder with the folders image and mask. OUT receives byte copies of
+    ROOT is a kaggle_3m folder, Kaggle's zip, or a folder with image and mask folders. OUT receives byte copies of
     the slices with tumour, 80 % in train/image and train/mask, 20 % in test/image and test/mask, and ten test images
-    in mini_test to try inference on.
+    in mini_test for trying inference.
     """
 
     root: Annotated[Positional[str], arg(metavar="ROOT")] = dataclasses.field()
-    """The data set; left out with --synthetic."""
+    """The data set; omit it with --synthetic."""
     out: Annotated[Positional[str], arg(metavar="OUT")] = ""
     """A folder that does not exist or is empty."""
     by: Literal["slice", "patient"] = "slice"
-    """slice: as the reference does, slices of one patient are on both sides; patient: the honest split."""
+    """slice: the reference's split, with slices of a patient on both sides; patient: the honest split."""
     seed: int = 0
     """The same seed gives the same split."""
     synthetic: bool = False
@@ -118,7 +118,7 @@ class Split(Options):
             raise UsageError(f"--seed={self.seed}: must be at least 0")
         if self.synthetic:
             if self.out:
-                raise UsageError("with --synthetic name OUT alone, there is no ROOT")
+                raise UsageError("with --synthetic name OUT alone, without ROOT")
             source, out = self.open(None, size=self.size), Path(self.root)
         else:
             if not self.out:

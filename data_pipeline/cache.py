@@ -14,7 +14,7 @@ from data_pipeline.source import UsageError
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """The rows of slices in arrays that lie elsewhere: batches hold row numbers and no pixels."""
+    """The rows of slices in arrays stored elsewhere; batches contain row numbers instead of pixels."""
 
     indices: np.ndarray  # int64[N], sorted: the slice in each row
     labels: Batch  # "patient" and "slice", int32[N]

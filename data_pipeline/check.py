@@ -1,4 +1,4 @@
-"""What a data set holds and what is wrong with it; every problem is listed, where training stops at the first."""
+"""Lists the contents of a data set and every problem with it (training stops at the first)."""
 
 import dataclasses
 from collections import Counter, defaultdict
@@ -102,7 +102,7 @@ def decode(source: Source) -> Decoded:
 
 
 def facts(data: Prepared | Decoded) -> Facts:
-    """Counts what the slices hold; reads only those again whose digests are equal.
+    """Counts what the slices contain; only slices with equal digests are read again.
 
     For synthetic data it also finds the best threshold on the training patients, which reads them all.
     """
@@ -153,7 +153,7 @@ def facts(data: Prepared | Decoded) -> Facts:
 
 
 def render(found: Facts) -> Group:
-    """Returns facts as a table of figures, a table of sites and what is odd, for `rich.console.Console.print`."""
+    """Returns facts as a table of figures, a table of sites and anything unusual, for `rich.console.Console.print`."""
     figures = Table(show_header=False)
     figures.add_column(style="bold")
     figures.add_column()

@@ -1,4 +1,4 @@
-"""A folder or a zip archive as a list of regular files; nothing leads outside, and archives are not extracted."""
+"""A folder or a zip archive as a list of regular files; no path leads outside, and archives are not extracted."""
 
 import dataclasses
 import os

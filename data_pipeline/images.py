@@ -1,7 +1,7 @@
-"""Strict decoding of one image or mask file, and resizing: exactly what the file says, or an error that names it.
+"""Strict decoding of one image or mask file, and resizing: the exact pixels of the file, or an error that names it.
 
 Pillow is lenient: it cuts 16-bit colours to 8 bits, takes the first of several pages, fills missing pixels with zeros
-and ignores the file's extension, all without a warning. A network trained on such pixels would be wrong unnoticed, so
+and ignores the file's extension, all without a warning. A network trained on such pixels would fail silently, so
 the header is read first (by tifffile for TIFF) and everything unusual is refused.
 """
 
@@ -48,7 +48,7 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # it repairs and l
 
 
 class _Header(NamedTuple):
-    """What a file says about its pixels."""
+    """What the header of a file states about its pixels."""
 
     bits: tuple[int, ...]  # per channel
     floats: bool = False

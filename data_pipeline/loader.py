@@ -198,7 +198,7 @@ def stack(slices: Sequence[Mapping[str, Any]]) -> Batch:
 
 def _stream(make: Callable[[int], Batch], steps: range, threads: int) -> Iterator[Batch]:
     """Makes batches ahead of their use, in grain's threads, each of which makes whole batches."""
-    import grain  # takes half a second, and whoever only reads or prepares slices does not need it
+    import grain  # takes half a second and is not needed to read or prepare slices
 
     # A few batches ahead: grain's default of 500 elements would be gigabytes here.
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)

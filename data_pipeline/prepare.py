@@ -1,4 +1,4 @@
-"""Writes a source once as ArrayRecord files: the only part of the data side that runs TFDS."""
+"""Writes a source once as ArrayRecord files: the only part of this package that runs TFDS."""
 
 import contextlib
 import dataclasses
@@ -110,7 +110,7 @@ def _lock(cache: Path, top: Path) -> Iterator[bool]:
     with (cache / f"{top.name}.lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks: the rename at the end of a build still decides
+        except OSError:  # on a file system without locks, the rename at the end of a build decides
             yield False
         else:
             yield True

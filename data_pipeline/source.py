@@ -23,7 +23,7 @@ class DataError(ValueError):
 
 
 class UsageError(ValueError):
-    """An option has an impossible value, whatever the data; exit code 2."""
+    """An option has a value that no data allow; exit code 2."""
 
     exit_code = 2
 
@@ -43,7 +43,7 @@ class Record:
 class SourceOptions:
     """How a source is read; each source uses the options that apply to it. Raises `UsageError` out of range."""
 
-    size: tuple[int, int] | None = None  # (height, width); None: as the files have it (synthetic slices: 256x256)
+    size: tuple[int, int] | None = None  # (height, width); None: the size of the files (synthetic slices: 256x256)
     channels: int = 3  # of an image
     resize: bool | None = None  # slices of another size; None: the source decides (folders do, kaggle_3m does not)
     mask_threshold: int | None = None  # grey value above which a mask is tumour; None: masks hold 0 and 255 only

@@ -27,7 +27,7 @@ class Split:
     val: tuple[int, ...]  # for early stopping and the choice of the best weights
     test: tuple[int, ...]
     notes: tuple[str, ...]  # what the reader of the results must know, one sentence each
-    whole_volumes: bool  # whether the test holds whole volumes of patients, not single or selected slices
+    whole_volumes: bool  # whether the test set holds whole volumes of patients, not single or selected slices
 
     def __post_init__(self):
         assert len({*self.train, *self.val, *self.test}) == len(self.train) + len(self.val) + len(self.test)
@@ -45,13 +45,13 @@ def split(
 
     - `"patient"`: about 64, 16 and 20 % of the patients, the same shares at every site; the only patient of a site
       goes to training.
-    - `"site"`: the test holds all patients of some sites; a fifth of the others, the same share at every site, is the
-      validation.
-    - `"slice"`: as the reference does. The slices are shuffled, the last 20 % are the test; of the rest, sorted by
-      name, the last 20 % are the validation. Slices of one patient are on both sides.
+    - `"site"`: the test set holds all patients of some sites; a fifth of the others, the same share at every site,
+      is the validation set.
+    - `"slice"`: as the reference does. The slices are shuffled, the last 20 % are the test set; of the rest, sorted
+      by name, the last 20 % are the validation set. Slices of one patient are on both sides.
 
-    Where folders fix the test (`subset`), only the validation is chosen. The same names, seed and options give the
-    same split, whatever the order of the entries.
+    Where folders fix the test set (`subset`), only the validation set is chosen. The same names, seed and options
+    give the same split, whatever the order of the entries.
 
     Args:
       entries: the slices.
@@ -83,7 +83,7 @@ def split(
         counts = [len(part) for part in (train, val, test)]
         train, val = ([index for index in part if trained[index]] for part in (train, val))
     for part, indices, count in zip(("training", "validation", "test"), (train, val, test), counts, strict=True):
-        # Under "all", a validation without tumour is allowed: it only makes early stopping blind.
+        # Under "all", a validation set without tumour is allowed: only early stopping becomes meaningless.
         if not indices or (part != "validation" and not any(entries[index].positives for index in indices)):
             tumours = sum(entry.positives > 0 for entry in entries)
             raise DataError(
@@ -122,14 +122,12 @@ def _split_slices(entries: Sequence[Entry], trained: Sequence[bool], rng: np.ran
     count = len(rest) - max(len(rest) * 2 // 10, 1)
     people = [{_person(entries[index]) for index in part} - {""} for part in (rest, test)]
     if unnamed := sum(not entry.patient for entry in entries):
-        leak = f"{unnamed} slices name no patient, who may be on both sides, so that scores may be optimistic"
+        leak = f"{unnamed} slices name no patient, so patients may be on both sides and scores too high"
     elif shared := people[0] & people[1]:
-        leak = (
-            f"{len(shared)} of {len(people[0] | people[1])} patients are on both sides, so that scores are optimistic"
-        )
+        leak = f"{len(shared)} of {len(people[0] | people[1])} patients are on both sides, so that scores are too high"
         leak += "; --data.split=patient is honest"
     else:
-        leak = "no patient of the test is in training or validation, which share theirs"
+        leak = "no test patient is in training or validation, which share patients"
     note = f"split by slice, as the reference does: {leak}"
     return rest[:count], rest[count:], [index for index in test if entries[index].positives], [note]
 

@@ -1,6 +1,6 @@
-"""The programs: training, evaluation, prediction, summary; the only layer that knows names, paths and printing."""
+"""The programs: training, evaluation, prediction, summary; the only layer that handles names, paths and printing."""
 
 import time
 
 STARTED = time.perf_counter()
-"""When Python began with the program: what `experiments.clock` counts from."""
+"""Time at which the program started; `experiments.machine.Clock` counts from it."""

@@ -76,7 +76,7 @@ def optimizer(config: Config, steps_per_epoch: int) -> optax.GradientTransformat
 def loss(config: Config) -> Callable[..., jax.Array]:
     """Returns a loss by its name in `LOSSES` or its import path `package.module:function`, with its options bound.
 
-    It is tried on shapes alone, so that its errors appear before any data is read.
+    It is first evaluated on shapes alone, so that its errors appear before any data is read.
 
     Raises:
       ConfigError: there is no such loss, it takes no such option, fails, or does not return a scalar.
@@ -85,7 +85,7 @@ def loss(config: Config) -> Callable[..., jax.Array]:
     if ":" not in name and name not in LOSSES:
         raise ConfigError(
             f"train.loss={name!r}: unknown loss{suggest(name, LOSSES)}; known are {', '.join(LOSSES)}, "
-            "or 'package.module:function' for a function of your own"
+            "or 'package.module:function' for your own function"
         )
     fn = LOSSES[name].fn if name in LOSSES else _import_loss(name)
     try:
@@ -157,7 +157,7 @@ def _import_loss(path: str) -> Callable[..., jax.Array]:
             "with the module on the Python path"
         ) from error
     if not callable(fn):
-        raise ConfigError(f"train.loss={path!r} is not a function but {type(fn).__name__}")
+        raise ConfigError(f"train.loss={path!r} is of type {type(fn).__name__}, expected a function")
     return fn
 
 
@@ -229,7 +229,7 @@ def load_run(run_dir: str | Path, config: Config | None = None) -> Run:
 
     Args:
       run_dir: the run directory.
-      config: the configuration to use in place of the saved one (with other `eval` or `infer` options).
+      config: the configuration to use instead of the saved one (with other `eval` or `infer` options).
 
     Raises:
       ConfigError: there is no run.

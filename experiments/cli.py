@@ -61,7 +61,7 @@ def parse(argv: Sequence[str] | None = None, *, program: str = "train") -> Confi
     """Returns the checked configuration of a command line; with `--help`, prints the options of `program` and exits.
 
     The defaults are those of the preset or .ini file that `--config` names. If `--run_dir` holds a run, its values are
-    the defaults. Programs that use a finished run always start from it, and only options that do not decide its weights
+    the defaults. Programs that use a finished run always start from it, and only options that do not affect its weights
     may differ. Paths of data, cache and results become absolute, so that a run can be used from any directory.
 
     Args:
@@ -107,7 +107,7 @@ def read_preset(name: str) -> Config:
 
 
 def _take_loss_options(words: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """Separates `--train.loss_options.NAME=VALUE` from the other words: only the loss knows which names it takes."""
+    """Separates `--train.loss_options.NAME=VALUE` from the other words, because the names depend on the loss."""
     rest: list[str] = []
     found: dict[str, Any] = {}
     problems = []
@@ -162,7 +162,7 @@ def _read(words: Sequence[str], loss_options: dict[str, Any], default: Config, p
 
 
 def _explain(word: str) -> str:
-    """Says what is wrong with a word that is not an option."""
+    """Explains what is wrong with a word that is not an option."""
     if not re.match(r"--?[^\W\d]", word):
         return f"unexpected word {word!r}; options are written --key=value"
     name = word.partition("=")[0]
@@ -170,12 +170,12 @@ def _explain(word: str) -> str:
 
 
 def _expand(path: str) -> str:
-    """Replaces a leading `~` by the home directory; a user that does not exist leaves the name of a file."""
+    """Replaces a leading `~` by the home directory; with an unknown user, the path stays as it is."""
     return os.path.expanduser(path)  # noqa: PTH111 - Path.expanduser raises for unknown users
 
 
 def _with_free_settings(run: Config, config: str | None) -> Config:
-    """Returns a run's configuration with the settings of an .ini file that do not decide the weights."""
+    """Returns a run's configuration with the settings of an .ini file that do not affect the weights."""
     if config is None or config in PRESETS:
         return run
     settings = {key: value for key, value in read_ini(config).items() if _is_in(key, _OVERRIDABLE)}

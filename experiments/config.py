@@ -4,7 +4,7 @@
 `config.json` and on the command line (`experiments/cli.py`). Its field holds everything about it: the type, the range,
 its role (`experiments/fields.py`) and, in the docstring below, the text of the help.
 
-Nothing here imports jax, because `--help` must answer at once.
+Nothing here imports jax, because `--help` must be fast.
 """
 
 import dataclasses
@@ -75,7 +75,7 @@ class ModelConfig:
     num_layers: Annotated[int, Range(1, 16)] = 6
     """Number of 2x2 poolings; 6 is the reference's network with 31 110 001 parameters."""
     dropout_rate: Annotated[float, Range(0, 1, below=True)] = 0.08
-    """Dropout of level i is i times this rate, so num_layers times it must be below 1."""
+    """Dropout of level i is i times this rate, so num_layers times this rate must be below 1."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of the computation; parameters, optimizer and loss are always float32."""
     remat: Annotated[bool, Role.FREE] = False
@@ -91,7 +91,7 @@ class DataConfig:
     root: Input = None
     """The kaggle_3m folder, the Kaggle zip, or a folder with image and mask folders. None: synthetic slices."""
     train_images: Input = None
-    """Folder of training images, instead of root. With the three folders below it fixes the split."""
+    """Folder of training images, used instead of root. With the three folders below, it fixes the test set."""
     train_masks: Input = None
     """Folder of their masks, paired by name."""
     test_images: Input = None
@@ -99,7 +99,7 @@ class DataConfig:
     test_masks: Input = None
     """Folder of their masks."""
     split: Literal["patient", "slice", "site"] = "patient"
-    """What training, validation and test do not share. slice is the reference's split: it leaks patients."""
+    """What training, validation and test do not share. slice is the reference's split, in which they share patients."""
     slices: Literal["tumour", "all"] = "tumour"
     """Slices used for training and validation: those with tumour, or all."""
     test_sites: Names = ()
@@ -107,9 +107,9 @@ class DataConfig:
     split_seed: Seed = 0
     """Seed of the split."""
     resize: Switch = None
-    """Resize slices of another size to the model's. None: off for kaggle_3m, on for folders of images."""
+    """Resize slices to the size of the model. None: off for kaggle_3m, on for folders of images."""
     mask_threshold: Annotated[int | None, Range(0, 254)] = None
-    """Grey masks: tumour is every value above this one (0..254). None: a grey mask is an error."""
+    """Grey value (0 to 254) above which a mask is tumour. None: masks must contain only 0 and 255."""
     cache_dir: Output = None
     """Folder of the prepared slices. None: $XDG_CACHE_HOME/jaxunet."""
     cache: Annotated[Literal["none", "memory", "device"], Role.FREE] = "none"
@@ -117,7 +117,7 @@ class DataConfig:
     threads: Annotated[Count, Role.FREE] = 2
     """Threads that read and decode slices."""
     phantom_patients: Annotated[int, Range(3)] = 48
-    """Patients of the synthetic set."""
+    """Number of synthetic patients."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +125,7 @@ class TrainConfig:
     """Training."""
 
     loss: str = "bce"
-    """A loss of jaxunet or package.module:function. Its options are flags too: --train.loss_options.smooth=0.5."""
+    """A loss of jaxunet or package.module:function. Set its options as --train.loss_options.smooth=0.5."""
     loss_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Keyword options of the loss, by name."""
     augment: Names = ()
@@ -137,21 +137,21 @@ class TrainConfig:
     warmup_epochs: NotNegative = 0.0
     """Epochs over which the step size rises from zero to its full value."""
     epochs: Annotated[Count, Role.FREE] = 100
-    """Most passes over the training slices; early stopping may end sooner. A longer run continues a shorter one."""
+    """Maximum passes over the training slices; early stopping may end sooner. A longer run continues a shorter one."""
     batch_size: Count = 4
     """Slices per step, over all devices together; a multiple of their number."""
     accumulate: Count = 1
-    """Microbatches per batch, to save memory. The loss is their mean, which for dice or jaccard is another loss."""
+    """Microbatches per batch, to save memory. For dice and jaccard, their mean loss is not the loss of the batch."""
     shard_optimizer: Annotated[bool, Role.FREE] = False
     """Divide Adam's moments among the devices instead of keeping a copy on each."""
     patience: Count = 10
-    """Epochs without a lower validation loss after which training stops."""
+    """Training stops after this many epochs without a lower validation loss."""
     seed: Seed = 0
     """Seed of the initial weights, the order of the slices, dropout and augmentation."""
     metrics: TwoNames = ("accuracy", "val_accuracy")
-    """The two columns of train_metrics.csv, such as accuracy, dice_coef, sensitivity; val_ is for validation."""
+    """The two columns of train_metrics.csv, such as accuracy, dice_coef or val_sensitivity (val_: validation)."""
     eval_dir: Output = None
-    """Folder of CSV files and curves. None: the run directory."""
+    """Folder for CSV files, curves and evaluations. None: the run directory."""
     save_minutes: Annotated[Positive, Role.FREE] = 10.0
     """Minutes between two saves of the full state within an epoch."""
 
@@ -169,7 +169,7 @@ class EvalConfig:
     empty: Literal["perfect", "skip"] = "perfect"
     """Slices without tumour: perfect scores an empty prediction 1, skip leaves them out of every mean."""
     lesion_iou: Annotated[float | None, Range(0, 1, above=True)] = None
-    """Intersection over union from which a lesion is found. None: any overlap."""
+    """Intersection over union at which a lesion counts as found. None: any overlap is enough."""
     tolerance: NotNegative = 1.0
     """Largest error of an outline that still counts as correct in the surface Dice, in units of the spacing."""
     spacing: Annotated[ThreeNumbers, Range(0, above=True)] = None
@@ -178,16 +178,16 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True)
 class InferConfig:
-    """Prediction on images without a data set."""
+    """Prediction of image files."""
 
     images: Input = None
     """An image or a folder of images (png, jpg, tif, bmp)."""
     masks: Input = None
     """Folder of true masks to draw with the prediction, paired by name."""
     output_dir: Output = None
-    """Folder of probability maps and masks. None: a folder in the run directory."""
+    """Folder for probability maps and masks. None: a folder in the run directory."""
     merged_dir: Output = None
-    """Folder of overlays. None: the same as output_dir."""
+    """Folder for overlays. None: the same as output_dir."""
     batch_size: Count = 8
     """Images predicted at once."""
     blur: NotNegative = 0.0
@@ -209,9 +209,9 @@ class Config:
     run_dir: Output = None
     """The run directory. None: runs/<config>-<hash of the configuration>."""
     distributed: Annotated[bool, Role.FREE] = False
-    """Join the processes of all hosts first."""
+    """Join the processes of all hosts in one run."""
     compile_cache: Output = None
-    """Folder of compiled programs, which the next start reads. None: xla in data.cache_dir; off: compile every time."""
+    """Folder where compiled programs are kept for the next start. None: xla in data.cache_dir; off: always compile."""
     out: Annotated[str | None, Role.PATH, Role.FREE] = None
     """The file that export (.npz) or summary (.png) writes."""
     model: ModelConfig = ModelConfig()
@@ -222,7 +222,7 @@ class Config:
 
 
 FREE_SECTIONS = ("eval", "infer")
-"""Sections that use the trained weights and so never decide them."""
+"""Sections that use the trained weights and never affect them."""
 
 PRESETS: Mapping[str, Config] = {
     # python -m experiments.train --config=bce --data.root=/path/to/kaggle_3m

@@ -81,7 +81,7 @@ class Observations:
 
     Args:
       entries: one per slice, in the order of the batches, with `patient` and `slice`.
-      volumes: compare the volumes of patients, too; then all slices of each patient must come.
+      volumes: also compare the volumes of patients; then all slices of each patient must be added.
       options: how lesions and outlines are compared.
     """
 
@@ -131,7 +131,7 @@ def stack_slices(positions: Sequence[int], slices: Sequence[np.ndarray]) -> np.n
 
 
 def measure_volume(prediction: np.ndarray, mask: np.ndarray, options: EvalConfig) -> dict[str, Any]:
-    """Returns what pixel counts of slices cannot give: lesions (26 neighbours) and outlines of a volume `[D, H, W]`.
+    """Returns what pixel counts of slices do not contain: lesions (26 neighbours) and outlines of a volume `[D, H, W]`.
 
     The keys are columns of `evaluation_patients.csv`.
     """

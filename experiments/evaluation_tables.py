@@ -58,7 +58,7 @@ def summarise_evaluation(
     Args:
       evaluation: of the slices.
       entries: one per slice, with `patient` and `site`.
-      whole_volumes: all slices of each patient are there; otherwise there are no scores of volumes.
+      whole_volumes: all slices of each patient are present; otherwise there are no scores of volumes.
       empty: value of groups without a true pixel, as in `jaxunet.metrics`.
 
     Returns:
@@ -265,7 +265,7 @@ def _print_sites(sites: Mapping[str, Mapping[str, Any]]) -> None:
 def _lines(result: Mapping[str, Any]) -> Iterator[str]:
     yield f"loss ({result['loss_name']}, batches of {result['loss']['batch_size']}): {result['loss']['value']:.4f}"
     if result["empty"] == "skip":
-        yield "slices and patients without tumour are in no mean (eval.empty=skip)"
+        yield "slices and patients without tumour are left out of every mean (eval.empty=skip)"
     false, lesions, surfaces = result["false_positive_slices"], result["lesions"], result["surfaces"]
     if false["empty"]:
         yield (
@@ -307,4 +307,4 @@ def _lines(result: Mapping[str, Any]) -> Iterator[str]:
         if undefined:
             yield f"undefined, so left out of the mean: {name} in {', '.join(undefined)}"
     if "patients" not in result:
-        yield "no scores of volumes: this part holds single slices, not whole patients"
+        yield "no scores of volumes: this part contains single slices, not whole patients"

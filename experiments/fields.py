@@ -1,4 +1,4 @@
-"""What the annotation of an option says: its type, its range and its role. Nothing here imports jax."""
+"""What the annotation of an option contains: its type, its range and its role. Nothing here imports jax."""
 
 import ast
 import dataclasses

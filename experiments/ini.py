@@ -92,6 +92,6 @@ def _ini_value(section: str, key: str, text: str) -> Any:
         return float(value)
     if (section, key) == ("mask", "threshold"):
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 255:
-            raise ValueError("a grey value between 0 and 255, without the ends")
+            raise ValueError("a grey value above 0 and below 255")
         return value / 255
     return convert(value, options()[target].kind)

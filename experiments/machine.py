@@ -35,7 +35,7 @@ def keep_freed_memory() -> bool:
     """Makes the C library keep large freed blocks, in huge pages; returns whether it does.
 
     On a CPU every training step allocates and frees half a gigabyte of temporaries. By default glibc maps such blocks
-    afresh each time and the kernel clears them page by page, which takes a fifth of the step. Blocks kept in one heap
+    again each time and the kernel clears them page by page, which takes a fifth of the step. Blocks kept in one heap
     are cleared once. Other C libraries and other systems are left alone.
     """
     if not sys.platform.startswith("linux"):
@@ -54,7 +54,7 @@ def _ask_for_huge_pages(libc: ctypes.CDLL) -> None:
     """Asks the kernel for pages of 2 MB in the memory that the heap will grow into.
 
     Transposing and shifting images touches many pages of 4 kB at once and waits for their addresses: 4 % of a step. To
-    mark the memory, half of the machine's is allocated and freed unused, which only reserves addresses. Where even
+    mark that memory, half of the machine's is allocated and freed unused, which only reserves addresses. Where even
     those are limited, pages stay small.
     """
     page, pages = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES")
@@ -105,7 +105,7 @@ def use_compilation_cache(config: Config) -> None:
     jax.config.update("jax_compilation_cache_dir", folder)
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    # An entry that another process is just writing is compiled here, which the user need not know.
+    # If another process is still writing an entry, this one compiles the program again; the user need not be warned.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache", UserWarning)
 
 

@@ -1,6 +1,6 @@
-"""Pictures as PNG files: overlays, contact sheets and galleries of slices; curves of a training; calibration.
+"""Pictures as PNG files: overlays, contact sheets and galleries of slices; training curves; calibration.
 
-Every title carries the title of the data, so that synthetic slices are never taken for patients. Prediction is orange
+Every title contains the title of the data, so that synthetic slices are never taken for patients. Prediction is orange
 and truth is blue, a pair that colour-blind readers tell apart.
 """
 
@@ -112,7 +112,7 @@ def thumbnail(case: Case, side: int = TILE) -> Case:
         image=np.asarray(Image.fromarray(background(case.image)).resize(size, Image.Resampling.BICUBIC)),
         prediction=resize(case.prediction),
         truth=None if case.truth is None else resize(case.truth),
-        note=case.note or _default_note(case),  # from the full size: a thumbnail has other shares
+        note=case.note or _default_note(case),  # at full size, because a thumbnail has different shares
     )
 
 
@@ -188,7 +188,7 @@ def best_median_worst(scores: Sequence[float], count: int = 3) -> list[tuple[str
 
 
 class Page:
-    """A white page; pictures and text are placed in pixels from its upper left corner, so pictures keep their pixels.
+    """A white page; pictures and text are placed in pixels from its upper left corner, so pictures are not resampled.
 
     Title and legend take the first `head` pixels; below are `height` pixels.
     """
@@ -326,7 +326,7 @@ def _style(axes: Axes) -> None:
 def new_figure(size: tuple[float, float], *, title: Sequence[str] = ()) -> Figure:
     """Returns an empty figure of (width, height) inches, with constrained layout if it has lines of a title.
 
-    It is not known to pyplot: nothing opens a window or stays in memory.
+    It is not registered with pyplot, so no window opens and nothing stays in memory.
     """
     figure = Figure(figsize=size, dpi=DPI, facecolor="white", layout="constrained" if title else None)
     if title:

@@ -96,7 +96,7 @@ class Prefetcher:
     Args:
       batches: from `data_pipeline.loader`.
       put: from a batch to arrays on the devices.
-      on_wait: called with the seconds for which the devices were idle because the next batch was not there. An upper
+      on_wait: called with the seconds for which the devices were idle because the next batch was not ready. An upper
         bound: if a step ends while the next batch is being made, the whole time of making it counts.
     """
 

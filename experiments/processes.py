@@ -85,7 +85,7 @@ def assert_same_on_all(values: Mapping[str, Any]) -> None:
         differing = ", ".join(name for name, equal in zip(values, same, strict=True) if not equal)
         raise ConfigError(
             f"the processes of this run differ in: {differing or 'values that another process names'}; "
-            "start all with one command line, one version of the code and the same files"
+            "start all with the same command line, code and files"
         )
 
 
@@ -116,7 +116,7 @@ class Preempted(Exception):  # noqa: N818 - not an error: the run was saved and 
 
 
 class StopRequest:
-    """Turns SIGINT and SIGTERM into a request to stop after the step; a second SIGINT interrupts at once."""
+    """Turns SIGINT and SIGTERM into a request to stop after the step; a second SIGINT interrupts immediately."""
 
     def __init__(self) -> None:
         self.name = ""

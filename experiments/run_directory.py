@@ -55,7 +55,7 @@ _SUBSETS = ("train", "val", "test")
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """Returns, by dotted key, the values that decide the weights and records of a run: resuming must not change them.
+    """Returns, by dotted key, the values that determine weights and records of a run; resuming must not change them.
 
     Locations of files, the number of devices and the length of the run are not among them. The data itself is compared
     by its fingerprint in the manifest.
@@ -155,7 +155,7 @@ def manifest(config: Config, data: Prepared, split: Split) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a result."""
+    """Versions of Python and of the packages that affect a result."""
     return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
 
 

@@ -1,7 +1,7 @@
 """`python -m experiments.summary --config=dice`, or `--run_dir RUN`: the network layer by layer, and a drawing of it.
 
-The drawing goes to `network.png` in the run directory, without a run next to the place of its run, or to the new file
-of `--out=FILE`.
+The drawing is written to `network.png` in the run directory or, if there is no run yet, to `<run_dir>-network.png`.
+`--out=FILE` names another new file.
 """
 
 import dataclasses

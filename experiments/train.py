@@ -10,7 +10,7 @@ from experiments.cli import parse
 def main(argv: Sequence[str]) -> int:
     """Parses the command line and trains."""
     config = parse(argv, program="train")
-    from experiments.training import run  # after parsing: it imports jax, and --help must answer at once
+    from experiments.training import run  # after parsing: it imports jax, and --help must be fast
 
     return run(config)
 

@@ -62,7 +62,7 @@ EMPTY_EPOCHS = 3
 """Validation epochs without a predicted pixel after which a warning is printed."""
 
 SLOW_SECONDS = 1800
-"""Remaining time above which the user is told how to shorten the run."""
+"""Remaining time above which a hint on shortening the run is printed."""
 
 
 class NonFiniteError(ArithmeticError):
@@ -372,7 +372,7 @@ class Pace:
         self._first: tuple[int, float] | None = None
 
     def update(self, step: int) -> str:
-        """Counts a step; returns the speed so far. On a slow CPU run, says once how long the run will take."""
+        """Counts a step; returns the speed so far. On a slow CPU run, prints once how long the run will take."""
         now = time.monotonic()
         if self._first is None:
             self._first = step, now
@@ -403,7 +403,7 @@ def report_start(seconds: Mapping[str, float], step: int, log: RunLog, console: 
 def save_before_failure(
     trainer: Trainer, state: TrainState, step: int, progress: RunProgress, delayed: DelayedMetrics, log: RunLog
 ) -> None:
-    """Saves the steps that succeeded; with several processes it cannot, because all would have to join in."""
+    """Saves the steps that succeeded; impossible with several processes, because all would have to take part."""
     if jax.process_count() == 1 and step > (trainer.last.latest or 0):
         delayed.flush()
         log.sync()

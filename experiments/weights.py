@@ -1,4 +1,4 @@
-"""The weights of a run as one `.npz` file, and the network of such a file."""
+"""The weights of a run as one `.npz` file, and the network that such a file contains."""
 
 from pathlib import Path
 from typing import Any

@@ -14,7 +14,7 @@ def main(argv: Sequence[str]) -> int:
     config = parse(argv, program="workflow")
     from experiments import build, evaluation, evaluation_tables, prediction, processes, run_directory, training
 
-    # eval.batch_size is checked now, or its error would come after hours of training.
+    # eval.batch_size is checked now; otherwise its error would appear after hours of training.
     if code := training.run(config, ["train.batch_size", "eval.batch_size"]):
         return code
     directory = run_directory.run_directory(config)

@@ -2,10 +2,10 @@
 
 An augmentation is a pure function `(key, image, mask, **options) -> (image, mask)` of ONE sample: `image` float32
 `[H, W, C]` with values 0..255, `mask` `[H, W, K]`. It keeps shapes and dtypes, and raises ValueError for an option out
-of range. `register` enters it into `AUGMENTATIONS`; `compose` makes a step's `augment` argument from names and options.
+of range. `register` adds it to `AUGMENTATIONS`; `compose` makes a step's `augment` argument from names and options.
 
-The functions below move whole pixels or change intensities, so their order does not matter to the quality of the
-image. Rotation, scaling and elastic deformation interpolate: they belong into one function with one resampling.
+The functions below move whole pixels or change intensities, so their order does not affect the quality of the
+image. Rotation, scaling and elastic deformation interpolate, so they belong in one function that resamples once.
 """
 
 import dataclasses

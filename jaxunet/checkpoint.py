@@ -3,7 +3,7 @@
 A checkpoint is a directory named by its step. It has a pytree of arrays and a JSON record: the format version, the
 shape, dtype and checksum of every leaf, and the caller's entries. It appears under its name only when it is complete,
 so a process killed while saving leaves the previous checkpoints and no partial one. Checksums are compared before a
-checkpoint is used, because no reader notices damage in the array files.
+checkpoint is used, because reading damaged array files raises no error.
 """
 
 import contextlib

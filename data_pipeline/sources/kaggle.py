@@ -52,7 +52,7 @@ def open_kaggle(root: str | Path, options: SourceOptions = DEFAULTS) -> PairSour
     copies: list[tuple[str, str]] = []
     odd = []
     others = 0
-    # The outermost tree is the one that counts, whatever order the file system lists.
+    # The outermost tree counts, in whatever order the file system lists them.
     for name in sorted(tree.names, key=lambda name: (name.count("/"), name)):
         path = PurePosixPath(name)
         if not _is_tiff(path):

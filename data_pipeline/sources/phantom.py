@@ -1,6 +1,6 @@
 """Synthetic brain-like slices with lesions: a source without files, for demonstrations and tests.
 
-Nothing here is a patient. Each phantom is a stylised head in three channels that behave like pre-contrast T1, FLAIR
+No phantom is a real patient. Each phantom is a stylised head in three channels that behave like pre-contrast T1, FLAIR
 and post-contrast T1. The lesion is bright in FLAIR, darker than white matter in T1 and sometimes has an enhancing rim.
 Scalp fat, old blood, flow in the fluid, mucosa and the caps of the ventricles are bright in FLAIR as well, and gain,
 bias field and contrast change from patient to patient. So no single FLAIR threshold finds the lesions; shape, place
@@ -38,7 +38,7 @@ class Phantoms(Source):
     """Synthetic slices in three channels; nothing is drawn until a slice is read. About 65 % have an empty mask.
 
     Args:
-      patients: number of invented patients, at least 1. Patient 7 is the same whatever their number.
+      patients: number of invented patients, at least 1. Patient 7 is the same for any number of patients.
       slices_per_patient: mean number of slices, at least 3.
       size: height and width in pixels, at least 16 each.
       seed: not negative; another seed gives other patients.

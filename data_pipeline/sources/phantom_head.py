@@ -59,12 +59,12 @@ LATTICES = {
 }
 SPLINE_SD = 0.69  # standard deviation that cubic B-spline interpolation along one axis leaves of white noise
 SKULL = 0.05  # thickness
-UNTHREADED = 2**18  # products up to this size stay on one thread; BLAS threads would fight with the threads that read
+UNTHREADED = 2**18  # products up to this size stay on one thread; BLAS threads would compete with the threads that read
 
 
 @dataclasses.dataclass(frozen=True)
 class Blob:
-    """A round-ish thing in 3-D: a lesion or something that only looks like one."""
+    """A roughly round object in 3-D: a lesion, or something that only looks like one."""
 
     kind: str
     u: float

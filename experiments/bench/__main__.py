@@ -1,4 +1,4 @@
-"""`python -m experiments.bench [COMMAND] [OPTIONS]`: measures speed and memory. Without a command: `step`."""
+"""`python -m experiments.bench [COMMAND] [OPTIONS]`: measures speed and memory. The default command is `step`."""
 
 import importlib
 import sys

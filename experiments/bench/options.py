@@ -80,7 +80,7 @@ class NetworkOptions(OutputOptions):
     num_layers: Annotated[int, Rule(lambda value: 1 <= value <= 16, "must be from 1 to 16")] = 6
     """Number of 2x2 poolings; 6 with 16 filters is the reference's network of 31 110 001 parameters."""
     dropout_rate: float = 0.08
-    """Dropout of level i is i times this rate. At 0 all peers must find the same losses step after step."""
+    """Dropout of level i is i times this rate. At 0 all peers must reach the same loss in every step."""
 
     def cross_checks(self) -> Iterator[str]:
         """What is wrong with combinations of values."""
@@ -106,32 +106,27 @@ class StepOptions(NetworkOptions):
     loss: Annotated[tuple[str, ...], Names, among(LOSSES)] = LOSSES
     """Losses of the training step: bce, hybrid."""
     dtype: Annotated[tuple[str, ...], Names, among(DTYPES)] = DTYPES
-    """float32 (TF32 on GPUs), bfloat16: peers with other number formats are left out."""
+    """float32 (TF32 on GPUs), bfloat16; peers with other number formats are left out."""
     only: Annotated[tuple[str, ...], Names, among(tuple(PEERS))] = ()
-    """Peers by name; none: all that suit this machine."""
+    """Names of peers; none: all that suit this machine."""
     rounds: Count = 5
-    """Turns of each peer; intervals need six."""
+    """Turns of each peer; confidence intervals need at least six."""
     seconds: Seconds = 2.0
-    """Least duration of a turn."""
+    """Minimum duration of a turn."""
     resident: bool = True
-    """Keep all processes between turns. --no_resident starts a new process for each turn, for machines whose memory
-    does not hold all of them."""
+    """Keep all processes between turns. --no_resident starts a new process for each turn and needs less memory."""
     together: bool = False
-    """Start and compile the peers of all workloads at the same time, which saves time on a machine with many
-    processors. First steps then share the processors; turns are still taken one at a time. To keep the compiled
-    programs for a later run, set JAX_COMPILATION_CACHE_DIR and TORCHINDUCTOR_CACHE_DIR."""
+    """Start and compile the peers of all workloads at the same time, to save time on a machine with many processors."""
     patience: Annotated[float, Rule(lambda value: value > 0, "must be more than 0 seconds")] = 1800.0
-    """Seconds that a peer may take for an answer, and all of them to compile with --together; slower ones are left
-    out."""
+    """Seconds that a peer may take per call, or all may take to compile with --together; slower ones are left out."""
     keep_freed_memory: bool = False
-    """Let the C library of every peer keep freed memory, as all programs of this repository do on CPUs. Without it, the
-    other peers run with default settings."""
+    """Make the C library of every peer keep freed memory; by default only jaxunet's does."""
     write_docs: bool = False
-    """Replace the table between the marks in the file of --docs."""
+    """Replace a table in the file of --docs."""
     docs: str = "docs/benchmarks.md"
-    """The page whose table --write_docs replaces."""
+    """The page in which --write_docs replaces a table."""
     place: str = "step"
-    """Which of its tables, by the name in the marks around it."""
+    """Name of that table, as in the marks around it."""
 
     def cross_checks(self) -> Iterator[str]:
         """What is wrong with combinations of values."""
@@ -164,7 +159,7 @@ class LoaderOptions(NetworkOptions):
     rounds: Count = 5
     """Turns of each."""
     seconds: Seconds = 1.0
-    """Least duration of a turn."""
+    """Minimum duration of a turn."""
     steps: Annotated[int, at_least(0)] = 3
     """Training steps per round, on one resident batch and with each cache; 0 leaves them out."""
 
@@ -178,11 +173,11 @@ class LossesOptions(OutputOptions):
     batch: Count = 16
     """Images per step."""
     only: Annotated[tuple[str, ...], Names] = ()
-    """Losses by name; none: all."""
+    """Names of losses; none: all."""
     rounds: Count = 5
     """Turns of each loss."""
     seconds: Seconds = 0.5
-    """Least duration of a turn."""
+    """Minimum duration of a turn."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,11 +191,11 @@ class ScalingOptions(NetworkOptions):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of the computation."""
     devices: Counts = ()
-    """Numbers of devices; none: 1, 2, 4 and so on to all there are; on a CPU 1, 2, 4, 8 simulated ones."""
+    """Numbers of devices; none: 1, 2, 4 and so on up to all devices; on a CPU 1, 2, 4 and 8 simulated devices."""
     rounds: Count = 5
     """Turns of each number of devices."""
     seconds: Seconds = 2.0
-    """Least duration of a turn."""
+    """Minimum duration of a turn."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,7 +247,7 @@ def parse(argv: Sequence[str]) -> Options:
         args=words,
         prog="python -m experiments.bench",
         use_underscores=True,
-        description="Measures speed and memory. Without a command: step.",
+        description="Measures speed and memory. The default command is step.",
     )
     raise_problems([*out_of_range(options), *options.cross_checks()])
     return options

@@ -1,4 +1,4 @@
-"""Peers side by side: they start, show that they compute the same, and take turns."""
+"""Peers compared: they start, are checked for equal results, and take turns."""
 
 import dataclasses
 import math

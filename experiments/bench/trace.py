@@ -17,7 +17,7 @@ from experiments.config import ConfigError
 
 
 def main(options: TraceOptions) -> int:
-    """Writes the profile and says how to open it."""
+    """Writes the profile and prints how to open it."""
     results.check_new(options.json)
     if Path(options.directory).exists():
         raise ConfigError(f"directory={options.directory} exists already: name another one")

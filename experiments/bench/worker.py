@@ -1,6 +1,6 @@
 """Processes of a benchmark: each serves the functions of one peer, and one process works at a time.
 
-Frameworks in one process would share thread pools and allocators and fight for them. A process that is not at work is
+Frameworks in one process would compete for its thread pools and allocator. A process that is not at work is
 blocked reading its standard input; processor time that its idle threads use anyway is measured.
 
 `python -m experiments.bench.worker MODULE:FUNCTION` is such a process; `Worker` starts and calls it. FUNCTION receives

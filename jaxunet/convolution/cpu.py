@@ -2,9 +2,10 @@
 
 Each input is convolved separately, unless the kernel is larger than the inputs, so that no concatenation is written and
 kept. XLA's routine is made for large images and small kernels; elsewhere it reaches a half to a tenth of the
-processor's speed. So these are matrix products: the gradient of a kernel with at least 16 channels, both gradients on
-tiny images, and everything on images of at most four pixels. Images with at least 32 channels are convolved with half
-of the multiplications. If the batch is divided among several CPU devices, sums over it are exchanged strip by strip.
+processor's speed. So these are computed as matrix products: the gradient of a kernel with at least 16 channels, both
+gradients on tiny images, and everything on images of at most four pixels. Images with at least 32 channels are
+convolved with half of the multiplications. If the batch is divided among several CPU devices, sums over it are
+exchanged strip by strip.
 """
 
 import functools

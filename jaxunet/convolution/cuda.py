@@ -1,7 +1,7 @@
 """The 3x3 convolution on NVIDIA GPUs: with few channels, neighbours in a row become one pixel with more channels.
 
 cuDNN's tiles are made for at least 64 channels: on an H200, 16 channels took three times as long as 4 x 16, although
-most of that kernel is zeros. Nothing moves in memory.
+most of that kernel is zeros. The data in memory stays in place.
 """
 
 import jax

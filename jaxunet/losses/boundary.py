@@ -1,4 +1,4 @@
-"""Losses that weight pixels by their distance to the boundary of the masks, computed inside the loss or given."""
+"""Losses that weight pixels by their distance to the boundary of the masks, computed inside the loss or passed in."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The table of losses: `register` enters a function into `LOSSES`, with the properties that the tests hold it to."""
+"""The table of losses: `register` adds a function to `LOSSES`, with the properties that the tests check."""
 
 import dataclasses
 import inspect

@@ -1,7 +1,7 @@
-"""Probabilities and their logarithms from logits, with all the digits of float32.
+"""Probabilities and their logarithms from logits, to the full precision of float32.
 
-In float32 one minus a sigmoid is 0 from a logit of 17 on, and so is `softplus(z) - z`: certain, correct pixels would
-have neither value nor gradient. The derivatives are custom, because automatic ones would lose the same digits.
+In float32 one minus a sigmoid is 0 for logits above 17, and so is `softplus(z) - z`: certain, correct pixels would
+have neither value nor gradient. The derivatives are custom, because automatic ones would lose the same precision.
 """
 
 from typing import Any

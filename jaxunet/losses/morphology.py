@@ -1,7 +1,7 @@
 """Grey-scale erosion and dilation of images, and the soft skeleton, with gradients.
 
 A minimum or maximum passes its gradient to one pixel. Among equal ones it is the centre, then the one above, below,
-left, right, in this order, so a flat region (the common case) keeps its gradient in place. They are comparisons of
+left, right, in this order, so a flat region (the common case) keeps its gradient in place. Both compare
 shifted images, because the gradient of a windowed minimum (select-and-scatter) is slower, prefers the corner of the
 window, and is not deterministic on GPUs.
 """

@@ -1,6 +1,6 @@
 """Sums over the pixels of each image, from which every score of a segmentation is computed.
 
-`pixel_sums` runs on the device, inside jit, and returns one row of sums per image. Rows add up over any grouping: a
+`pixel_sums` runs on the device, inside jit, and returns one row of sums per image. Rows can be added over any group: a
 batch, a patient, a whole test set, all hosts. On the host (`add`, `group`) counts are int64 and exact at any size;
 float32 would stop counting at 2^24, which is 256 slices of 256x256.
 """

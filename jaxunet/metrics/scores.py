@@ -1,10 +1,10 @@
-"""Scores of a segmentation as ratios of `PixelSums`: sums travel, ratios are taken last.
+"""Scores of a segmentation as ratios of `PixelSums`: sums are added first, ratios are taken last.
 
 Each `*_score` takes rows or scalars and returns as many values. NumPy sums are computed exactly: counts in int64,
 products of counts in integers of any size (MCC multiplies four of them), rounded to float64 at the end. JAX sums are
 computed in float32. The short names at the end (`dice`, `sensitivity`, ...) score one batch of logits, inside jit.
 
-One rule for 0/0: a rate of pixels that do not exist is undefined, NaN, never 0 or 1 (sensitivity and volume error
+One rule for 0/0: a rate over zero pixels is undefined, NaN, never 0 or 1 (sensitivity and volume error
 without a true pixel, precision without a predicted one). The scores that compare mask and prediction as wholes (Dice,
 Jaccard, F, MCC, kappa) are always defined, so no group leaves their mean because of its prediction: an empty prediction
 of an empty mask is correct and scores 1, any other prediction of it 0. That is `empty="perfect"`, the default. Under

@@ -72,14 +72,14 @@ def test_the_slice_split_counts_the_patients_on_both_sides():
     result = split(REAL, by="slice")
     both = people(REAL, result.train + result.val) & people(REAL, result.test)
     assert f"{len(both)} of {len(people(REAL, range(len(REAL))))} patients are on both sides" in result.notes[0]
-    assert result.notes[0].endswith("so that scores are optimistic; --data.split=patient is honest")
+    assert result.notes[0].endswith("so that scores are too high; --data.split=patient is honest")
     unnamed = [Entry(f"s{i:02d}") for i in range(20)]
     assert "20 slices name no patient" in split(unnamed, by="slice").notes[0]
 
 
 def test_the_slice_split_of_folders_by_patient_is_not_said_to_leak():
     (note,) = split(FIXED, by="slice").notes
-    assert "no patient of the test is in training or validation" in note and "optimistic" not in note
+    assert "no test patient is in training or validation" in note and "too high" not in note
 
 
 def test_the_slice_split_on_all_slices_still_tests_on_tumour():

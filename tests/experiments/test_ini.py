@@ -125,7 +125,7 @@ def test_blur_is_a_switch_or_a_sigma(text, expected, ini):
 
 @pytest.mark.parametrize("text", ["0", "255", "-1", "True", "'80'", "1e999"])
 def test_a_threshold_is_a_grey_value(text, ini):
-    assert "expected a grey value between 0 and 255" in refused(ini(f"[mask]\nthreshold = {text}\n"))
+    assert "expected a grey value above 0 and below 255" in refused(ini(f"[mask]\nthreshold = {text}\n"))
 
 
 def test_keys_are_told_as_they_are_written(ini):

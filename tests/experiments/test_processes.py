@@ -38,7 +38,7 @@ def test_what_differs_is_named(monkeypatch):
         return changed
 
     others(monkeypatch, another_second, None)
-    with pytest.raises(ConfigError, match=r"differ in: train\.epochs; start all with one command line"):
+    with pytest.raises(ConfigError, match=r"differ in: train\.epochs; start all with the same command line"):
         assert_same_on_all({"configuration": {}, "train.epochs": 3})
 
 

@@ -116,19 +116,21 @@ class Difference(NamedTuple):
 
 
 DIFFER = [
-    Difference("smp.dice batch", "dice", "empty", "0 with no gradient: a batch without tumour teaches nothing"),
-    Difference("smp.jaccard batch", "jaccard", "empty", "0 with no gradient: a batch without tumour teaches nothing"),
-    Difference("smp.log_dice batch", "log_dice", "empty", "0 with no gradient: a batch without tumour teaches nothing"),
+    Difference("smp.dice batch", "dice", "empty", "0 with no gradient: no learning from batches without tumour"),
+    Difference("smp.jaccard batch", "jaccard", "empty", "0 with no gradient: no learning from batches without tumour"),
     Difference(
-        "smp.log_jaccard batch", "log_jaccard", "empty", "0 with no gradient: a batch without tumour teaches nothing"
+        "smp.log_dice batch", "log_dice", "empty", "0 with no gradient: no learning from batches without tumour"
     ),
-    Difference("smp.tversky batch", "tversky", "empty", "0 with no gradient: a batch without tumour teaches nothing"),
     Difference(
-        "smp.focal_tversky batch", "focal_tversky", "empty", "0 with a gradient of NaN: the slope of a root at 0"
+        "smp.log_jaccard batch", "log_jaccard", "empty", "0 with no gradient: no learning from batches without tumour"
+    ),
+    Difference("smp.tversky batch", "tversky", "empty", "0 with no gradient: no learning from batches without tumour"),
+    Difference(
+        "smp.focal_tversky batch", "focal_tversky", "empty", "0, but the gradient is NaN: the slope of a root at 0"
     ),
     Difference("smp.normalized_focal mean", "normalized_focal", "random", "divides by the number of pixels once more"),
     Difference("smp.mcc batch", "mcc", "empty", "1 - 1e-5 for every prediction but the empty one"),
-    Difference("smp.mcc of logits", "mcc", "blob", "takes logits, as its siblings do, for probabilities"),
+    Difference("smp.mcc of logits", "mcc", "blob", "treats logits, which its siblings accept, as probabilities"),
     Difference(
         "monai.mcc batch", "mcc", "empty", "NaN without its constant; with it 1 for every prediction but the empty one"
     ),
@@ -136,39 +138,39 @@ DIFFER = [
         "monai.asymmetric_focal",
         "asymmetric_focal",
         "random",
-        "half of the paper's, by a mean over the classes",
+        "half of the paper's value, because of a mean over the classes",
     ),
     Difference(
         "monai.asymmetric_focal_tversky",
         "asymmetric_focal_tversky",
         "empty",
-        "1 for the tumour whatever is predicted",
+        "the tumour's term is 1 whatever is predicted",
     ),
     Difference(
-        "monai.generalized_dice single", "generalized_dice", "blob", "of one channel it is Dice, without any weight"
+        "monai.generalized_dice single", "generalized_dice", "blob", "for one channel it is plain Dice, without weights"
     ),
     Difference("monai.generalized_dice single", "generalized_dice", "empty", "NaN: the only weight is infinite"),
     Difference(
-        "monai.generalized_dice default", "generalized_dice", "random", "constants of 1e-5 as large as its sums"
+        "monai.generalized_dice default", "generalized_dice", "random", "its constants of 1e-5 are as large as its sums"
     ),
-    Difference("monai.boundary", "boundary", "empty", "0 with no gradient: an image without tumour teaches nothing"),
+    Difference("monai.boundary", "boundary", "empty", "0 with no gradient: no learning from images without tumour"),
     Difference(
         "monai.hausdorff_dt",
         "hausdorff_dt",
         "empty",
-        "distances of 0 without a boundary: where the prediction has none either, it teaches nothing",
+        "distances are 0 without a boundary: no gradient if the prediction has none either",
     ),
     Difference(
         "monai.log_hausdorff_dt",
         "log_hausdorff_dt",
         "empty",
-        "distances of 0 without a boundary: where the prediction has none either, it teaches nothing",
+        "distances are 0 without a boundary: no gradient if the prediction has none either",
     ),
     Difference(
         "monai.asymmetric_unified_focal",
         "unified_focal",
         "random",
-        "weighs the focal term half as much as the paper, by a mean over the classes",
+        "weights the focal term half as much as the paper, because of a mean over the classes",
     ),
 ]
 

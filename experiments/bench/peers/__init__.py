@@ -1,4 +1,4 @@
-"""The peers: this library, and what people would use in its place. One file per framework, which imports it."""
+"""The peers: this library and its alternatives. One file per framework, which imports it."""
 
 import dataclasses
 import importlib.util

@@ -1,4 +1,4 @@
-"""MONAI: its own U-Net of the nearest size, another network of which only the speed can be compared; its losses."""
+"""MONAI: its losses, and its own U-Net of the nearest size (a different network, so only the speed is compared)."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,6 +1,6 @@
 """The binary losses of segmentation_models.pytorch, in eager PyTorch.
 
-Options are set as close to jaxunet's as they go; averages run over the batch where the library has the choice.
+Options are set as close to jaxunet's as possible; averages run over the batch where the library has the choice.
 """
 
 import importlib.util

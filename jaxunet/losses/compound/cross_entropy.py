@@ -1,4 +1,4 @@
-"""Cross-entropy, which sees each pixel separately, combined with a loss of the overlap."""
+"""Cross-entropy, which treats each pixel separately, combined with an overlap loss."""
 
 import math
 from collections.abc import Sequence

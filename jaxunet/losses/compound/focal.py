@@ -1,4 +1,4 @@
-"""Focal losses, which reduce the weight of correct pixels, combined with a loss of the overlap."""
+"""Focal losses, which reduce the weight of correct pixels, combined with an overlap loss."""
 
 import math
 from collections.abc import Sequence

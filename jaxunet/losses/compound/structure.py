@@ -1,4 +1,4 @@
-"""Losses of shape, which have little gradient far from the mask, combined with losses of pixels and regions."""
+"""Shape losses, which have little gradient far from the mask, combined with pixel and region losses."""
 
 import math
 from collections.abc import Sequence

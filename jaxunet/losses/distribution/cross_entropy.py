@@ -53,7 +53,7 @@ def weighted_bce_loss(
     empty: Empty = "perfect",
     pos_weight: float | Array = 2.0,
 ) -> Array:
-    """Cross-entropy with another weight for true pixels, at least 0.
+    """Cross-entropy with a different weight for true pixels, at least 0.
 
     The mean is over pixels, not over their weights, so `pos_weight` also changes the scale of the loss.
 
@@ -103,7 +103,7 @@ def balanced_bce_loss(
 @register(
     "distribution",
     range=(-0.05 * math.log(0.05) - 0.95 * math.log(0.95), math.inf),
-    on_empty="pixels above p = 0.05 are pushed down, no gradient there and back up below",
+    on_empty="pixels above p = 0.05 are pushed down, those below it up; no gradient at 0.05",
     perfect="elsewhere",
     learns_from_empty=False,
 )
@@ -143,7 +143,7 @@ def poly_bce_loss(
     empty: Empty = "perfect",
     epsilon: float | Array = 1.0,
 ) -> Array:
-    """Cross-entropy with another first coefficient of its series in the label's error, at least 0.
+    """Cross-entropy with a different first coefficient in its power series of the error, at least 0.
 
     Formula: `mean(-g log p - (1 - g) log(1 - p) + epsilon (p (1 - g) + (1 - p) g))`
 
@@ -198,7 +198,7 @@ def topk_bce_loss(
     "distribution",
     # The least is that of a label equal to its neighbours, at the logit whose probability is 1 - 0.05.
     range=(-math.log(0.95) + 0.05 * (math.log(0.95 / 0.05) - 1), math.inf),
-    on_empty="lowest at z = -2.9; pixels above are pushed down, no gradient there and back up below",
+    on_empty="lowest at z = -2.9; pixels above it are pushed down, those below it up; no gradient at -2.9",
     perfect="elsewhere",
     positional=True,
     piecewise=True,
@@ -214,7 +214,7 @@ def nacl_loss(
     empty: Empty = "perfect",
     penalty: float | Array = 0.1,
 ) -> Array:
-    """Cross-entropy with logits held near the labels of the neighbourhood, above 0. It calibrates: logits stay small.
+    """Cross-entropy that keeps logits near the labels of the neighbourhood, for better calibration; above 0.
 
     `t` is the mean mask of the 3x3 pixels around a pixel, of those that are inside the image and have weight. The paper
     penalises the mean of `|t_c - z_c|` over two logits per pixel; this is its smallest value over all pairs of logits

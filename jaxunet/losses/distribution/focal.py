@@ -105,7 +105,7 @@ def reduced_focal_loss(
     gamma: float | Array = 2.0,
     threshold: float | Array = 0.5,
 ) -> Array:
-    """Focal loss that leaves hard pixels their weight, at least 0; `p_t` is the probability of the label.
+    """Focal loss in which hard pixels keep their full weight, at least 0; `p_t` is the probability of the label.
 
     Formula: `mean(-f log p_t), f = 1 where p_t < threshold, ((1 - p_t) / threshold)^gamma elsewhere`
 

@@ -38,7 +38,7 @@ def test_every_help_comes_without_jax_and_shows_the_options_of_its_command_only(
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.returncode == 0, done.stderr
     first, *others = done.stdout.split("usage: python -m experiments.bench ")[1:]
-    assert "Without a command: step." in first
+    assert "The default command is step." in first
     for (name, options), text in zip(COMMANDS.items(), others, strict=True):
         assert name in first
         assert text.startswith(f"{name} [-h]")
