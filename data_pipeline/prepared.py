@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from google.protobuf.message import DecodeError
 
@@ -103,6 +102,9 @@ def open_prepared(path: str | Path) -> Prepared:
     Raises:
       DataError: the folder is missing, was written by another version or is damaged.
     """
+    # Only here: it takes a quarter of a second, which programs that print their --help need not wait for.
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
     path = Path(path)
     try:
         saved = json.loads((path / METADATA).read_text())
