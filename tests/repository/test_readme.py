@@ -33,10 +33,9 @@ def test_every_preset_has_one_row_of_results():
 
 
 def test_it_counts_the_losses():
-    assert f"{len(LOSSES)} losses" in README
+    assert len(LOSSES) > 50 and "more than 50 losses" in README
 
 
-# Files that are being renamed or written; empty this set when they are there.
 def test_what_to_open_exists():
     table = README[README.index("| I want to change") : README.index("[Architecture]")]
     paths = re.findall(r"`([\w/]+(?:\.py|/))`", table)
