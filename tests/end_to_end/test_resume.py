@@ -97,7 +97,7 @@ def test_a_signal_finishes_the_step_saves_and_the_same_command_goes_on(uninterru
     mine = tmp_path / "run"
     code, output = interrupt(ARGS, lambda: len(rows(mine)) >= 4, number, cwd=tmp_path, env=environment(cache))
     assert code == 75, output
-    assert "the same command goes on" in output
+    assert "the same command resumes the run" in output
     assert "Traceback" not in output
     done = run("train", *ARGS, cwd=tmp_path, env=environment(cache))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -200,7 +200,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_leads_to_the_same_
     for _ in range(2):  # the second start finds none at all, and must not begin afresh
         done = run("train", *ARGS, cwd=tmp_path, env=environment(cache))
         assert done.returncode == 4, done.stdout
-        assert "no whole checkpoint is left" in done.stderr
+        assert "no undamaged checkpoint is left" in done.stderr
     flip_a_bit_of_the_arrays(next(p for p in (mine / "checkpoints" / "best").iterdir() if p.name.isdigit()))
     done = run("evaluate", "--run_dir=run", cwd=tmp_path, env=environment(cache))
     assert done.returncode == 4 and "is damaged" in done.stderr
