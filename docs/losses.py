@@ -67,7 +67,7 @@ def glance(cost: dict[str, Any]) -> str:
         cells = (f"[`{name}`](#{name})", entry.family, value_range(entry), *marks)
         peers = cost["ours_to_theirs"].get(name, {})
         speedups = (f"{1 / peers[suite]:.2g}" if suite in peers else "" for suite in SUITES)
-        rows.append((*cells, cost["empty"].get(name, ""), milliseconds(time), *speedups))
+        rows.append((*cells, cost["empty"].get(name, "not measured"), milliseconds(time), *speedups))
     names = (f"x faster than {suite}" for suite in SUITES)
     return table(("loss", "family", "range", "symmetric", "positional", "jumps", "empty mask", "ms", *names), rows)
 

@@ -82,7 +82,7 @@ def test_composed_augmentations_are_applied_in_order_with_keys_of_their_own():
 @pytest.mark.parametrize(
     ("augmentations", "message"),
     [
-        ({"flop": {}}, "unknown augmentation 'flop'; expected one of flip, gamma"),
+        ({"flop": {}}, "unknown augmentation 'flop'; expected one of .*flip"),
         ({"flip": {"vertikal": True}}, "flip has no option vertikal; expected one of probability, vertical"),
         ({"flip": {"probability": 1.5}}, r"probability=1.5; expected a number in \[0, 1\]"),
         ({"gamma": {"probability": float("nan")}}, "probability=nan"),
