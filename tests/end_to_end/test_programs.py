@@ -220,7 +220,7 @@ def test_the_documented_ini_files_run_through_every_program(place, env, name, re
     words = ("split", "BrainTumor", "--synthetic", "--phantom_patients=8", "--size", "256", "256")
     split = run("data_pipeline", *words, cwd=folder, env=env)
     assert split.returncode == 0, split.stderr
-    ini = (request.path.parent / "data" / f"{name}.ini").read_text()
+    ini = (request.path.parents[1] / "data" / f"{name}.ini").read_text()
     (folder / f"{name}.ini").write_text(ini)
     args = (f"--config={name}.ini", "--train.epochs=1", "--model.base_filters=2")
     said = {}
