@@ -68,7 +68,8 @@ def test_the_extras_to_install_exist():
 
 
 @pytest.mark.parametrize(
-    "command", {command for text in PAGES.values() for command in shell_commands(text) if command.startswith("make ")}
+    "command",  # sorted: the workers of a parallel run must collect the same tests
+    sorted({command for text in PAGES.values() for command in shell_commands(text) if command.startswith("make ")}),
 )
 def test_a_make_command_names_a_target_and_variables_of_the_makefile(command):
     makefile = (ROOT / "Makefile").read_text()
