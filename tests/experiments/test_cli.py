@@ -186,7 +186,7 @@ def test_every_key_misspelt_is_refused():
 
 
 @pytest.mark.parametrize("key", [k for k in KEYS if KINDS[k] not in (str, str | None, tuple[str, ...])])
-@pytest.mark.parametrize("value", [CODE, "abc", "", "[1", "1;2"])
+@pytest.mark.parametrize("value", [CODE, "abc", ""])
 def test_every_key_with_a_value_of_another_type_is_refused(key, value, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = refused(f"--{key}={value}")

@@ -1,8 +1,11 @@
 """The loader is measured by stage and by cache, and against a batch that stays on the device."""
 
+import pytest
+
 from experiments.bench import loader
 
 
+@pytest.mark.slow
 def test_the_loader_is_measured_by_stage_and_by_cache_and_against_a_resident_batch(here, tmp_path):
     network = ("--size=16", "--base_filters=2", "--num_layers=1")
     out, content = here("loader", *network, f"--cache_dir={tmp_path}", "--rounds=1", "--seconds=0.02", "--steps=2")
